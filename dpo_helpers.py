@@ -1,0 +1,1538 @@
+"""日本語の選好データで、言語モデルを DPO（Direct Preference Optimization）で調整する道具です。
+
+上から順に、設定 → 環境 → データ → モデル → 学習 → 評価 → 図 → 保存 → コマンドライン → 知識表、と読めます。
+学習そのものは TRL・PEFT・Transformers・Datasets が行い、このファイルはそれらを薄くつなぎます。
+
+    python dpo_helpers.py --base_model offline-tiny --output_dir out
+
+DPO の論文: Rafailov et al., 2023, https://arxiv.org/abs/2305.18290
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from pathlib import Path
+
+
+class HelperError(ValueError):
+    """利用者が直せる誤りです。文面は、見たもの・期待したもの・次にすることを日本語で述べます。"""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 設定
+
+
+def _option(default, help_text):
+    shown = "モデルごとの推奨値" if default is None else default
+    return field(default=default, metadata={"help": f"{help_text}（既定: {shown}）"})
+
+
+# モデルごとの推奨値です（測った結果は README_COLAB.md の「推奨値の決め方」。表にないモデルでは最後の行を使います）。
+# lora_alpha: LoRA の出力は α/r 倍されます。Adam では、これは ΔW の学習率を α/r 倍するのとほぼ同じ働きです（LoRA 論文
+#             4.1 節）。学習率 5e-6 のままで学習が進む大きさを選びます。
+# lora_r:     学習率 5e-6 では行列 A が初めの乱数からほとんど動かないので、入力の方向を取りこぼさない数が要ります。
+# sft_epochs: offline-tiny の土台は、よい回答の文も読んでいるので 0。DialoGPT-small は英語のモデルなので、先に日本語を
+#             まねさせます。
+RECOMMENDED = {
+    "offline-tiny": {"lora_r": 256, "lora_alpha": 32000.0, "sft_epochs": 0.0},
+    "microsoft/DialoGPT-small": {"lora_r": 64, "lora_alpha": 256.0, "sft_epochs": 2.0},  # 本物の重みでは未計測
+}
+LOSS_TYPES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+              "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """一回の実行の設定です。既定値は製品仕様の値で、使えない値は HelperError になります。"""
+
+    base_model: str = _option("microsoft/DialoGPT-small", "調整するモデル（Hub の名前、フォルダ、offline-tiny）")
+    dataset: str = _option("builtin", "選好データ（builtin、Hub の名前、jsonl/json/csv/parquet のパス）")
+    num_pairs: int = _option(1000, "builtin で作る対の数（検証用を含む）")
+    eval_fraction: float = _option(0.15, "検証に回す概念の割合")
+    data_seed: int = _option(42, "対の生成と分割に使う乱数の種")
+    seed: int = _option(42, "学習に使う乱数の種")
+    max_length: int = _option(128, "質問と回答を合わせた長さの上限（トークン）")
+    sft_epochs: float | None = _option(None, "DPO の前に、よい回答をまねる SFT のエポック数（0 で省く）")
+    num_train_epochs: float = _option(1.0, "DPO のエポック数")
+    per_device_train_batch_size: int = _option(1, "一度に計算する対の数の下限")
+    gradient_accumulation_steps: int = _option(4, "勾配をためる回数（上の値との積が、一回の更新で使う対の数）")
+    learning_rate: float = _option(5e-6, "学習率（SFT と DPO に共通）")
+    max_grad_norm: float = _option(0.0, "勾配ノルムの上限（0 で切り詰めない）")
+    beta: float = _option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）")
+    loss_type: str = _option("sigmoid", "選好の損失の種類（TRL の名前。sigmoid が DPO の論文のもの）")
+    sft_weight: float = _option(16.0, "選好の損失に足す、よい回答の SFT の損失（一語あたり）の重み（0 で足さない）")
+    lora_r: int | None = _option(None, "LoRA のランク")
+    lora_alpha: float | None = _option(None, "LoRA の α（出力を α/r 倍する）")
+    output_dir: str = _option("dpo_output", "結果を置くフォルダ")
+
+    def __post_init__(self):
+        _check_config(self)
+
+    @property
+    def effective_batch_size(self) -> int:
+        """一回の更新で使う対の数です。"""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def resolved(self) -> Config:
+        """None の項目を、モデルごとの推奨値で埋めた Config を返します。"""
+        recommended = RECOMMENDED.get(self.base_model, RECOMMENDED["microsoft/DialoGPT-small"])
+        return replace(self, **{name: value for name, value in recommended.items() if getattr(self, name) is None})
+
+
+_AT_LEAST = {"num_pairs": 20, "max_length": 16, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
+             "lora_r": 1, "data_seed": 0, "seed": 0, "sft_epochs": 0, "sft_weight": 0, "max_grad_norm": 0}  # fmt: skip
+_POSITIVE = ("learning_rate", "num_train_epochs", "beta", "lora_alpha")
+
+
+def _check_config(config: Config) -> None:
+    for f in fields(config):
+        value, kind = getattr(config, f.name), type(RECOMMENDED["offline-tiny"].get(f.name, f.default))
+        if value is None and f.default is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+            raise HelperError(f"{f.name} が {value!r} です。{kind.__name__} 型の値を指定してください。")
+        if not isinstance(value, str) and not math.isfinite(value):
+            raise HelperError(f"{f.name} が {value!r} です。有限の数を指定してください。")
+        if f.name in _AT_LEAST and value < _AT_LEAST[f.name]:
+            raise HelperError(f"{f.name} が {value!r} です。{_AT_LEAST[f.name]} 以上の値を指定してください。")
+        if f.name in _POSITIVE and value <= 0:
+            raise HelperError(f"{f.name} が {value!r} です。0 より大きい値を指定してください。")
+        if value == "":
+            raise HelperError(f"{f.name} が空です。空でない文字列を指定してください。")
+    if config.loss_type not in LOSS_TYPES:
+        raise HelperError(f"loss_type が {config.loss_type!r} です。{'、'.join(LOSS_TYPES)} から選んでください。")
+    if not 0 < config.eval_fraction < 0.9:
+        raise HelperError(f"eval_fraction が {config.eval_fraction!r} です。0 と 0.9 の間の値を指定してください。")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 環境
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib")
+TRL_VERSION = "1.16.0"  # Colab の既存の版のまま、依存を入れ替えずに使えることを確かめた版
+
+
+def install_packages() -> list[str]:
+    """動いているカーネルに、足りないものだけを入れます。行ったことを日本語の文のリストで返します。
+
+    `pip install trl` は読み込み済みの pyarrow や datasets を入れ替え、次の import を壊すため、`--no-deps` で入れます。
+    PEFT が受け付けない古い torchao は、あるだけで LoRA の用意に失敗するため、取り除きます。
+    """
+    done = []
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing == ["trl"]:
+        done.append(_pip("install", "--no-deps", f"trl=={TRL_VERSION}"))
+    elif missing:
+        loaded = [name for name in missing if name != "trl"]
+        raise HelperError(
+            f"{'、'.join(loaded)} が入っていません。Colab 以外では pip install -r requirements.txt を実行してください。"
+        )
+    if importlib.util.find_spec("torchao") and _version_tuple("torchao") < (0, 16):
+        done.append(_pip("uninstall", "-y", "torchao"))
+    importlib.invalidate_caches()
+    return done or ["必要なパッケージはそろっています。"]
+
+
+def _pip(*args: str) -> str:
+    result = subprocess.run([sys.executable, "-m", "pip", *args, "-q"], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise HelperError(f"pip {' '.join(args)} に失敗しました: {result.stderr.strip()[-300:]}")
+    return f"pip {' '.join(args)} を実行しました。"
+
+
+def _version_tuple(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version(package))[:2])
+
+
+def choose_precision() -> tuple[str, str]:
+    """計算の精度と、その理由を返します。重みはどの場合も float32 のままです。
+
+    `is_bf16_supported()` は T4 や V100 でも（ソフトウェアによる模倣で）True になるため、模倣を除いて尋ねます。
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return "fp32", "GPU がないため、CPU で float32 のまま計算します"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "この GPU は bfloat16 の計算回路を持っています"
+    return "fp16", "この GPU に bfloat16 の計算回路がないため、float16 を使います"
+
+
+def describe_runtime() -> dict:
+    """実行環境（装置、GPU の名前とメモリ、精度とその理由、各パッケージの版）を辞書で返します。"""
+    import torch
+
+    precision, reason = choose_precision()
+    info = {"device": "cpu", "gpu": None, "gpu_memory_gb": None}
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        info = {"device": "cuda", "gpu": gpu.name, "gpu_memory_gb": round(gpu.total_memory / 2**30, 1)}
+    info |= {"precision": precision, "precision_reason": reason, "cpu_cores": os.cpu_count()}
+    info |= {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    return info
+
+
+@contextlib.contextmanager
+def _quiet():
+    """ライブラリの、利用者が何もできない表示（進捗棒、通知、再試行の知らせ）を止めます。"""
+    import datasets
+    import huggingface_hub
+    import transformers
+
+    loggers = [transformers.logging, huggingface_hub.utils.logging, datasets.logging]
+    levels = [logger.get_verbosity() for logger in loggers]
+    bars = datasets.are_progress_bars_disabled(), transformers.logging.is_progress_bar_enabled()
+    tqdm_was = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    for logger in loggers:
+        logger.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.environ.pop("TQDM_DISABLE")
+        if tqdm_was is not None:
+            os.environ["TQDM_DISABLE"] = tqdm_was
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
+        if not bars[0]:
+            datasets.enable_progress_bars()
+        if bars[1]:
+            transformers.logging.enable_progress_bar()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# データ: 知識表（このファイルの末尾）を、質問のしかたと「一つだけ欠点のある回答」に組み合わせます。
+
+# 観点: 名前 → (回答の書き出し, 質問のしかた)。{c} に概念の名前が入ります。
+FACETS = {
+    "what": ("{c}とは、", (
+        "{c}とは何ですか？",
+        "{c}の意味を教えてください。",
+        "「{c}」とは、何を指す言葉ですか？",
+        "{c}を一言で説明してください。",
+        "初めて聞きました。{c}って何？",
+        "まず{c}の定義が知りたいです。",
+    )),
+    "why": ("{c}が大切なのは、", (
+        "{c}はなぜ大切なのですか？",
+        "{c}を学ぶ意義を教えてください。",
+        "どうして{c}が大事なのでしょう。",
+        "{c}が重視される理由は何ですか？",
+        "{c}がわかると何がうれしいの？",
+        "なぜみんな{c}を気にするの？",
+    )),
+    "how": ("{c}は、", (
+        "{c}はどのような仕組みですか？",
+        "{c}の仕組みを教えてください。",
+        "{c}では何が起きているの？",
+        "{c}がどう働くのか知りたいです。",
+        "{c}の原理や手順は？",
+        "{c}はどうやって成り立つの？",
+    )),
+    "example": ("{c}の例として、", (
+        "{c}の具体例を挙げてください。",
+        "{c}には、どんな例がありますか？",
+        "{c}の例を一つ知りたいです。",
+        "{c}はどんな場面で見られますか？",
+        "たとえば何が{c}に当たりますか？",
+        "身近な{c}の例はありますか？",
+    )),
+    "caution": ("{c}では、", (
+        "{c}で気をつけることは何ですか？",
+        "{c}の注意点を教えてください。",
+        "{c}で失敗しやすいのはどこですか？",
+        "{c}にはどんな落とし穴がありますか？",
+        "{c}でつまずかないコツは？",
+        "{c}で覚えておくべきことは？",
+    )),
+}  # fmt: skip
+
+# 欠点: 名前 → 表に出すときの呼び名。どの拒否回答も、よい回答の欠点を一つだけ持たせたものです。
+FLAWS = {
+    "other_concept": "別の概念の話",
+    "other_facet": "聞かれていない観点",
+    "wrong_fact": "事実の誤り",
+    "vague": "中身がない",
+    "rude": "失礼・投げやり",
+    "cut_off": "途中で切れる",
+}
+NEEDS_PROMPT = ("other_concept", "other_facet")  # 回答だけを見ても、よし悪しが決まらない欠点
+
+VAGUE = {
+    "what": (
+        "いろいろな場面で耳にする、なんとなく大事そうなもののことです",
+        "説明しようとすると人によって話が変わってくる、ある種の考え方のようなものです",
+        "知っている人ならよく知っている、わりと広い意味を持った言葉の一つです",
+        "それらしい呼び名が付いた、それなりに役割のあるもののことだと思われます",
+    ),
+    "why": (
+        "とにかく大切なものだと、いろいろなところで多くの人が言っているからです",
+        "見方によっては、重要だと思われる面がいくつもあるように感じられるからです",
+        "知らないよりは知っていたほうが、何となくよさそうに思えるからです",
+        "あとになって、何かの形で役に立つことがあるかもしれないからです",
+    ),
+    "how": (
+        "いくつかの要素がうまい具合に組み合わさって、それなりにいい感じで動きます",
+        "内部でさまざまなことが行われて、その結果として、いつの間にかそうなります",
+        "あれこれと順番に進めていくと、だいたいのところはうまくいくものです",
+        "少しややこしい手順を踏んで、最終的には何らかの形に落ち着きます",
+    ),
+    "example": (
+        "身の回りにある、さまざまなものや、それに近いものがたくさん挙げられます",
+        "有名なものからそうでないものまで、数えればきりがないほどあります",
+        "どこかの会社や学校などで、よく見かけるようなものがあります",
+        "人によって思い浮かべるものが違う、あれやこれやが挙げられます",
+    ),
+    "caution": (
+        "いろいろなことが起こりうるので、できるだけ気をつけるようにします",
+        "うまくいく場合もいかない場合もあるため、そのつど様子を見ながら考えます",
+        "よくないことが起こらないように、ほどほどに注意しておくと安心です",
+        "大事なところをうっかり間違えないように、しっかりやることが大切です",
+    ),
+}
+
+RUDE = (
+    "そんな初歩的なことを聞くのですか。{c}くらい、自分で調べてから来てください。",
+    "{c}も知らないのに、よく質問できますね。説明するだけ時間の無駄です。",
+    "はあ、また{c}の話ですか。何度も同じことを言わせないでもらえますか。",
+    "あなたに{c}の話をしても、どうせわからないと思いますよ。あきらめてください。",
+    "教科書を読めばわかることです。{c}の説明など、わざわざしたくありません。",
+    "忙しいので、{c}の相手はしていられません。検索すればすぐに出てくる話でしょう。",
+    "{c}を知らない人がまだいたとは驚きました。基礎からやり直してはどうですか。",
+    "{c}のことなら、もっとひまな人をつかまえて聞いてください。こちらは知りません。",
+    "いちいち{c}まで教えなければいけないのですか。少しは自分の頭で考えてください。",
+    "その程度の質問に答える気はありません。{c}のことは自分で何とかしてください。",
+    "{c}について話すのは面倒なので、この質問はもう終わりにしてもらえますか。",
+    "正直に言って、{c}がわからないようでは、この先もずっと苦労するだけですよ。",
+    "{c}ですか。自分で調べてください。",
+    "さあ。{c}には興味がありません。",
+    "{c}の説明は面倒なので、しません。",
+    "どうでもいい質問ですね。{c}は無視してください。",
+)
+
+
+def read_knowledge(text: str | None = None) -> dict[str, tuple[str, dict[str, str]]]:
+    """知識表を {概念: (分野, {観点: 述部})} に読みます。[ ] の行が分野、`名前|意味|…` の行が概念です。"""
+    table, domain = {}, ""
+    for line in (text or KNOWLEDGE).strip().splitlines():
+        if line.startswith("["):
+            domain = line.strip("[]")
+        elif line:
+            name, *predicates = line.split("|")
+            table[name] = (domain, dict(zip(FACETS, predicates, strict=True)))
+    return table
+
+
+def build_pairs(num_pairs: int = 1000, seed: int = 42, eval_fraction: float = 0.15):
+    """知識表から選好対を作り、`datasets.Dataset` で返します。同じ引数なら、どの計算機でも同じ内容です。
+
+    列は prompt, chosen, rejected, domain, concept, facet, flaw（すべて文字列）で、行数は num_pairs です。
+    other_concept・other_facet・wrong_fact は、二つの対が互いの回答を入れ替えた「鏡の組」です。質問を見ずに回答だけで
+    選ぶ規則は、どんな規則でも鏡の組の一方に正解し他方を外すので、正解率が 50 % を超えません。組の相手は、
+    `split_pairs` で同じ側に入る概念から選びます（検証の誤答に、学習で見た文が混ざらないように）。
+    """
+    from datasets import Dataset
+
+    table, rng = read_knowledge(), random.Random(seed)
+    wanted = max(4, 2 * (num_pairs // 12))  # 対が少ないときは概念も絞り、どの概念も一度は使う
+    concepts = rng.sample(list(table), min(len(table), wanted))
+    held_out = _held_out(concepts, eval_fraction, seed)
+    num_eval = max(2, round(num_pairs * eval_fraction))
+    rows = _make_rows([c for c in concepts if c not in held_out], num_pairs - num_eval, table, rng)
+    rows += _make_rows([c for c in concepts if c in held_out], num_eval, table, rng)
+    if len(rows) < num_pairs:
+        raise HelperError(
+            f"num_pairs が {num_pairs} ですが、知識表から作れる対は、この分割では {len(rows)} までです。"
+            "num_pairs を減らすか、dpo_helpers.py の末尾の知識表に概念の行を足してください。"
+        )
+    couples = [rows[i : i + 2] for i in range(0, len(rows), 2)]
+    rng.shuffle(couples)
+    return Dataset.from_list([row for couple in couples for row in couple])
+
+
+def _make_rows(concepts, num_rows, table, rng) -> list[dict]:
+    """概念を二つずつ組にして、一組から 10 対を作ります。一巡ごとに、質問のしかたと組の相手を変えます。"""
+    rows, num_phrasings = [], min(len(phrasings) for _, phrasings in FACETS.values())
+    phrasing = {(c, f): rng.sample(range(num_phrasings), num_phrasings) for c in concepts for f in FACETS}
+    for turn in range(num_phrasings):
+        order = sorted(rng.sample(concepts, len(concepts)), key=lambda c: table[c][0])  # 隣は、たいてい同じ分野
+        couples = list(zip(order[::2], order[1::2], strict=True))
+        for first, second in rng.sample(couples, len(couples)):
+            if len(rows) >= num_rows:
+                return rows[:num_rows]
+            rows += _couple_rows(first, second, turn, phrasing, table, rng)
+    return rows[:num_rows]
+
+
+def _couple_rows(first, second, turn, phrasing, table, rng) -> list[dict]:
+    def answer(name, facet, predicate_of=None):
+        return FACETS[facet][0].format(c=name) + table[predicate_of or name][1][facet] + "。"
+
+    def row(name, facet, flaw, rejected):
+        question = FACETS[facet][1][phrasing[name, facet][turn]].format(c=name)
+        return {"prompt": f"質問: {question}\n回答:", "chosen": answer(name, facet), "rejected": rejected,
+                "domain": table[name][0], "concept": name, "facet": facet, "flaw": flaw}  # fmt: skip
+
+    wrong = rng.choice(["what", "how"])  # 例や理由は、取り替えても正しいことがあるため、意味と仕組みだけを取り替える
+    shared, *rest = rng.sample([f for f in FACETS if f != wrong], 4)
+    rows = []
+    for name, other in ((first, second), (second, first)):
+        rows.append(row(name, shared, "other_concept", answer(other, shared)))
+    for name, other in ((first, second), (second, first)):
+        rows.append(row(name, wrong, "wrong_fact", answer(name, wrong, predicate_of=other)))
+    for facet, other in ((rest[0], rest[1]), (rest[1], rest[0])):
+        rows.append(row(first, facet, "other_facet", answer(first, other)))
+    flaws = ["vague", "rude", "cut_off", ("vague", "rude", "cut_off")[turn % 3]]
+    for flaw, (name, facet) in zip(flaws, [(first, rest[2]), *((second, f) for f in rest)], strict=True):
+        rows.append(row(name, facet, flaw, _spoil(flaw, name, facet, answer(name, facet), rng)))
+    return rows
+
+
+def _spoil(flaw: str, name: str, facet: str, good: str, rng) -> str:
+    # 途中で切れる回答は必ず短いので、ほかの欠点では三つ引いて最も長いものを使い、長さだけでは見分けられないようにする
+    if flaw == "vague":
+        return FACETS[facet][0].format(c=name) + max(rng.sample(VAGUE[facet], 3), key=len) + "。"
+    if flaw == "rude":
+        return max(rng.sample(RUDE, 3), key=len).format(c=name)
+    return good[: int(len(good) * rng.uniform(0.5, 0.8))].rstrip("、")
+
+
+def _held_out(groups, fraction: float, seed: int) -> set:
+    """検証に回す組を選びます。組の名前と種だけで決まり、並び順によりません。鏡の組を作れるよう、偶数個にします。"""
+    groups = sorted(set(groups), key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
+    return set(groups[: min(len(groups) - 1, max(2, 2 * round(len(groups) * fraction / 2)))])
+
+
+def split_pairs(pairs, eval_fraction: float = 0.15, seed: int = 42):
+    """対を (学習用, 検証用) に分けます。同じ概念（concept の列がなければ、同じ質問）は、両側に分かれません。"""
+    key = "concept" if "concept" in pairs.column_names else "prompt"
+    groups = pairs[key]
+    if len(set(groups)) < 2:
+        raise HelperError(f"{key} が {len(set(groups))} 種類しかありません。分けるには 2 種類以上が必要です。")
+    held_out = _held_out(groups, eval_fraction, seed)
+    train = [i for i, group in enumerate(groups) if group not in held_out]
+    return pairs.select(train), pairs.select([i for i, group in enumerate(groups) if group in held_out])
+
+
+def load_pairs(source):
+    """選好対を `datasets.Dataset` に読みます。列 prompt, chosen, rejected（文字列）が要り、ほかの列はそのまま残ります。
+
+    source は Hub の名前、.jsonl/.json/.csv/.parquet のパス、辞書のリスト、`Dataset` のどれかです。
+    """
+    from datasets import Dataset, load_dataset
+
+    if isinstance(source, Dataset):
+        pairs = source
+    elif isinstance(source, list):
+        pairs = Dataset.from_list(source)
+    elif Path(source).suffix.lstrip(".") in ("jsonl", "json", "csv", "parquet"):
+        if not Path(source).is_file():
+            raise HelperError(f"データのファイル {source} がありません。パスを確かめてください。")
+        kind = Path(source).suffix.lstrip(".").replace("jsonl", "json")
+        pairs = load_dataset(kind, data_files=str(source), split="train")
+    else:
+        try:
+            pairs = load_dataset(str(source), split="train")
+        except (OSError, ValueError) as error:
+            raise HelperError(
+                f"データ {source} を読み込めませんでした（{type(error).__name__}）。builtin、Hub の名前、"
+                "jsonl/json/csv/parquet のファイルのどれかを指定してください。"
+            ) from error
+    absent = [name for name in ("prompt", "chosen", "rejected") if name not in pairs.column_names]
+    if absent:
+        raise HelperError(
+            f"データに {', '.join(absent)} がありません。今の列は {', '.join(pairs.column_names)} です。"
+        )
+    return pairs
+
+
+def audit_pairs(pairs, tokenizer, max_length: int = 128) -> list[dict]:
+    """学習の前に、対を点検します。見つけたことを {check, severity, count, rows, advice} のリストで返します。
+
+    severity が error のもの（空、同一）は学習を無意味にします。warning（重複、長すぎ）は知ったうえで進められます。
+    rows は最初の 5 行の番号（0 から）です。
+    """
+    checks = {"empty": [], "equal": [], "duplicate": [], "over_long": []}
+    seen = set()
+    for i, row in enumerate(zip(pairs["prompt"], pairs["chosen"], pairs["rejected"], strict=True)):
+        texts = tuple(" ".join(str(text or "").split()) for text in row)
+        if not all(texts):
+            checks["empty"].append(i)
+        elif texts[1] == texts[2]:
+            checks["equal"].append(i)
+        if texts in seen:
+            checks["duplicate"].append(i)
+        seen.add(texts)
+    eos = tokenizer.eos_token or ""
+    for side in ("chosen", "rejected"):
+        texts = [f"{p}{a}{eos}" for p, a in zip(pairs["prompt"], pairs[side], strict=True)]
+        checks["over_long"] += [i for i, ids in enumerate(tokenizer(texts)["input_ids"]) if len(ids) > max_length]
+    checks["over_long"] = sorted(set(checks["over_long"]))
+    severity = {"empty": "error", "equal": "error", "duplicate": "warning", "over_long": "warning"}
+    advice = {
+        "empty": "空の欄があります。行を除くか、内容を補ってください。",
+        "equal": "chosen と rejected が同じです。選好になっていないので、行を除いてください。",
+        "duplicate": "同じ行が重なっています。一つにまとめてください。",
+        "over_long": f"{max_length} トークンを超えた分が捨てられます。max_length を増やすか短くしてください。",
+    }
+    return [
+        {"check": name, "severity": severity[name], "count": len(rows), "rows": rows[:5], "advice": advice[name]}
+        for name, rows in checks.items()
+        if rows
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# モデル
+
+OFFLINE_TINY = "offline-tiny"
+
+
+def load_model(config: Config, watch=None):
+    """(モデル, トークナイザ) を返します。重みは float32 です。"offline-tiny" なら、その場で小さなモデルを作ります。
+
+    DialoGPT-small の配布ファイルは fp16 で、そのまま読むと fp16 の学習が「Attempting to unscale FP16 gradients」で
+    止まるため、dtype を明示します。
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if config.base_model == OFFLINE_TINY:
+        source = Path(config.output_dir) / "base"
+        if not source.is_dir():
+            return _build_tiny(config, watch)
+    else:
+        source = config.base_model
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise HelperError(
+            f"モデル {config.base_model} を読み込めませんでした（{type(error).__name__}）。名前のつづりとネットワークを"
+            "確かめるか、手元のモデルのフォルダ、または base_model=offline-tiny（ネットワーク不要）を指定してください。"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def _build_tiny(config: Config, watch=None):
+    """約 150 万パラメータの GPT-2 と 3,000 語の BPE を、builtin の対の全文から作ります（2 コアの CPU で 1 分ほど）。
+
+    chosen と rejected を区別せずに読ませるので、言葉は知っていても、どちらがよいかは知りません。事前学習済みモデルの
+    代わりです。種は data_seed だけなので、学習の種を変えても同じモデルになります。
+    """
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+    pairs = build_pairs(3000, config.data_seed, config.eval_fraction)
+    texts = [(p, p + a) for side in ("chosen", "rejected") for p, a in zip(pairs["prompt"], pairs[side], strict=True)]
+    tokenizer = _tiny_tokenizer([text for _, text in texts])
+    set_seed(config.data_seed)
+    size = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=256, n_embd=192, n_layer=2, n_head=4,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,  # 短い時間で文を覚えさせるため、dropout は使わない
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(size).to(torch.float32)
+    prompts = [len(ids) for ids in tokenizer([prompt for prompt, _ in texts])["input_ids"]]
+    ids = tokenizer([text + tokenizer.eos_token for _, text in texts])["input_ids"]
+    _pretrain(model, list(zip(prompts, ids, strict=True)), config.data_seed, watch)
+    return model, tokenizer
+
+
+def _pretrain(model, texts: list, seed: int, watch, epochs: int = 4, batch_size: int = 16) -> None:
+    """回答の次の語を当てる学習です。texts は (質問のトークン数, 質問と回答のトークン番号) のリストです。
+
+    Trainer を使わないのは時間のためです。128 文ごとに長さをそろえて詰め物を減らし、回答の位置だけで損失を計算すると、
+    Trainer の半分の時間で、損失も同じほど下がりました（Trainer の group_by_length は、まとまりが大きすぎます）。
+    """
+    import torch
+
+    rng, steps = random.Random(seed), epochs * math.ceil(len(texts) / batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0, fused=True)
+    shape = lambda i: min(10 * (i + 1) / steps, (steps - i) / (0.9 * steps))  # noqa: E731  一割で上げ、直線で下げる
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
+    batches, started = [], time.perf_counter()
+    for step in range(1, steps + 1):
+        if not batches:
+            order = rng.sample(texts, len(texts))
+            groups = [order[i : i + 8 * batch_size] for i in range(0, len(order), 8 * batch_size)]
+            groups = [sorted(group, key=lambda text: len(text[1])) for group in groups]
+            batches = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
+            rng.shuffle(batches)
+        starts, ids = zip(*batches.pop(), strict=True)
+        ids = [torch.tensor(i) for i in ids]
+        ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)  # (B, T)
+        answer = (ids[:, 1:] >= 0) & (torch.arange(1, ids.shape[1]) >= torch.tensor(starts)[:, None])  # (B, T-1)
+        hidden = model.transformer(ids.clamp(min=0), use_cache=False).last_hidden_state[:, :-1]
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[answer]), ids[:, 1:][answer])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if watch:
+            rate = step / (time.perf_counter() - started)
+            watch({"phase": "土台", "step": step, "steps": steps, "loss": loss.item(),
+                   "seconds_left": (steps - step) / rate, "pairs_per_second": rate * batch_size}, [])  # fmt: skip
+
+
+def _tiny_tokenizer(texts: list[str]):
+    """バイト単位の BPE です。漢字・ひらがな・カタカナ・英字の境目で先に区切ります。
+
+    区切らないと「過学習とは何」のような塊が一語になり、質問の中の概念名と回答の中の概念名が別の語になってしまいます。
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    scripts = Regex(r"\p{Han}+|\p{Hiragana}+|[\p{Katakana}ー]+|[A-Za-z]+|\d+|.")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(scripts, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=3000, initial_alphabet=alphabet, special_tokens=["<|endoftext|>", "<|pad|>"], show_progress=False
+    ))  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 学習
+
+ADAPTERS = ("base", "warmup", "dpo")  # 比べる三つのモデル: 元のまま、SFT のあと（DPO の参照モデル）、DPO のあと
+
+
+@dataclass
+class Run:
+    """一回の実行の結果です。model は学習済みのアダプタ default と、参照モデルのアダプタ ref を持ちます。"""
+
+    config: Config
+    folder: Path
+    model: object
+    tokenizer: object
+    train_pairs: object
+    eval_pairs: object
+    history: list  # TRL のログ。一回の更新ごとに一行（loss, rewards/margins など）
+    timing: dict  # 秒数・速さ・メモリ
+    metrics: dict = field(default_factory=dict)
+    scores: object = None  # pandas.DataFrame。一対につき一行
+    lock: object = None
+
+
+def train(config: Config, pairs=None, watch=None) -> Run:
+    """SFT で下地を作り、DPO で学習して、結果を `Run` で返します。途中で切れた実行は、同じ設定で呼べば続きから進みます。
+
+    pairs を省くと config.dataset を使います。watch(status, history) は更新のたびに呼ばれます（`progress_bar` 参照）。
+    使えない設定・データ・モデル・フォルダは HelperError で、そのときフォルダは作られません。
+    """
+    started, config = time.perf_counter(), config.resolved()
+    pairs = prepare_pairs(config) if pairs is None else load_pairs(pairs)
+    train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
+    folder, identity = Path(config.output_dir), _identity(config, pairs)
+    _check_folder(folder, identity)
+    base, tokenizer = load_model(config, watch)
+    errors = [found for found in audit_pairs(pairs, tokenizer, config.max_length) if found["severity"] == "error"]
+    if errors:
+        found = "".join(f"{e['rows']} 行目など {e['count']} 行: {e['advice']}" for e in errors)
+        raise HelperError(f"データを学習に使えません。{found}")
+    lock = _claim_folder(folder, config, identity)
+    if config.base_model == OFFLINE_TINY and not (folder / "base").is_dir():
+        _save_whole(folder / "base", base.save_pretrained, tokenizer.save_pretrained)
+        base, tokenizer = load_model(config)  # 続きから始めたときと同じ重みで進む
+    model = _warm_up(base, tokenizer, train_pairs, config, folder, watch)
+    history, timing = _preference_tune(model, tokenizer, train_pairs, config, folder, watch)
+    timing["total_seconds"] = time.perf_counter() - started
+    return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, lock=lock)
+
+
+def _common_args(config: Config, folder, **options) -> dict:
+    """Transformers と TRL の Trainer に共通の指定です。"""
+    precision, _ = choose_precision()
+    return {
+        "output_dir": str(folder), "seed": config.seed, "learning_rate": config.learning_rate,
+        "max_grad_norm": config.max_grad_norm, "per_device_train_batch_size": config.effective_batch_size,
+        "lr_scheduler_type": "linear", "warmup_steps": 0.1, "gradient_checkpointing": False,
+        "bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": precision == "fp32",
+        "dataloader_pin_memory": precision != "fp32", "logging_steps": 1, "report_to": "none",
+        "disable_tqdm": True, "save_strategy": "no",
+    } | options  # fmt: skip
+
+
+def _supervised(model, tokenizer, data, config: Config, watch=None, phase="SFT", **options) -> None:
+    """model を、その場で SFT します。data の列は text、または prompt と completion です。"""
+    from transformers import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        args = SFTConfig(**_common_args(config, folder, max_length=config.max_length, **options))
+        watcher = _watcher(watch, phase, args.per_device_train_batch_size, {"peak_memory_gb": 0.0})
+        trainer = SFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer, callbacks=[watcher])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+
+def prepare_pairs(config: Config):
+    """config.dataset の指す選好対を返します。"""
+    if config.dataset == "builtin":
+        return build_pairs(config.num_pairs, config.data_seed, config.eval_fraction)
+    return load_pairs(config.dataset)
+
+
+def _warm_up(base, tokenizer, train_pairs, config: Config, folder: Path, watch):
+    """アダプタを付け、よい回答をまねさせます。済んでいれば、保存したものを読みます。
+
+    DPO は「どちらがよいか」だけを教えるので、日本語を書けないモデルは、書けないまま差だけを広げます。先に同じアダプタで
+    SFT をしておくと、それが DPO の出発点と参照モデルになります。
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import set_seed
+    from transformers.pytorch_utils import Conv1D
+
+    saved = folder / "warmup"
+    if saved.is_dir():
+        return PeftModel.from_pretrained(base, saved, is_trainable=True)
+    set_seed(config.seed)
+    lora = LoraConfig(
+        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0,
+        target_modules="all-linear", task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2 の線形層は Conv1D
+    )  # fmt: skip
+    model = get_peft_model(base, lora)
+    if config.sft_epochs > 0:
+        data = train_pairs.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
+        _supervised(model, tokenizer, data, config, watch, num_train_epochs=config.sft_epochs)
+    _save_whole(saved, model.save_pretrained)
+    return model
+
+
+def _preference_tune(model, tokenizer, train_pairs, config: Config, folder: Path, watch) -> tuple[list, dict]:
+    """DPO で学習し、(ログの行, 秒数など) を返します。損失は論文の式 (7)、計算は TRL の DPOTrainer です。
+
+    参照モデルは学習前のアダプタの写し（ref）で、その対数確率は最初に一度だけ計算します。
+    """
+    from transformers import PrinterCallback
+    from trl import DPOConfig, DPOTrainer
+
+    peak = {"peak_memory_gb": _memory_gb()}
+    args = _common_args(
+        config, folder / "checkpoints", max_length=config.max_length,
+        num_train_epochs=config.num_train_epochs, beta=config.beta,
+        loss_type=[config.loss_type, "sft"] if config.sft_weight else [config.loss_type],
+        loss_weights=[1.0, config.sft_weight] if config.sft_weight else [1.0],
+        precompute_ref_log_probs=True, precompute_ref_batch_size=32,
+        save_strategy="steps", save_steps=50, save_total_limit=2, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    with _quiet():
+        trainer = DPOTrainer(
+            model,
+            args=DPOConfig(**args),
+            train_dataset=_shuffled(train_pairs, config.seed).select_columns(["prompt", "chosen", "rejected"]),
+            processing_class=tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        split = partial(_split_loss, config=config, data=trainer.train_dataset)
+        trainer.add_callback(_watcher(watch, "DPO", config.effective_batch_size, peak, split))
+        checkpoint = last_checkpoint(folder / "checkpoints")
+        first_step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+    steps = trainer.state.global_step - first_step
+    pairs_seen = min(steps * config.effective_batch_size, round(len(train_pairs) * config.num_train_epochs))
+    history = [row for row in trainer.state.log_history if "loss" in row]
+    return history, {
+        "train_seconds": seconds, "pairs_per_second": pairs_seen / seconds, "resumed_from_step": first_step, **peak
+    }  # fmt: skip
+
+
+def _split_loss(row: dict, config: Config, data) -> dict:
+    """ログの一行の損失を、選好の項と SFT の項に分けます。TRL は二つの和だけを記録するためです。
+
+    SFT の項は、その更新で使った chosen の一語あたりの負の対数尤度で、記録された logps/chosen（対の平均）から
+    求まります。データは順に使うので、何回目の更新かで、どの行を使ったかがわかります。
+    """
+    batch, num_batches = config.effective_batch_size, math.ceil(len(data) / config.effective_batch_size)
+    start = (row["step"] - 1) % num_batches * batch
+    rows = data[start : min(start + batch, len(data))]
+    prompts, answers = map(len, rows["prompt_ids"]), map(len, rows["chosen_ids"])
+    lengths = [min(p + a, config.max_length) - p for p, a in zip(prompts, answers, strict=True)]
+    sft = -row["logps/chosen"] * len(lengths) / sum(lengths)
+    return {"loss/preference": row["loss"] - config.sft_weight * sft, "loss/sft": sft}
+
+
+def _shuffled(pairs, seed: int):
+    """隣り合う二行（鏡の組）を離さずに並べ替えます。
+
+    鏡の組の一方だけを先に学ぶと、その回答は質問にかかわらず上がり、あとで来る相方では逆向きの誤りになります。同じ更新に
+    そろえると、質問によらない成分が打ち消し合い、質問に応じた選び分けだけが残ります。
+    """
+    starts = list(range(0, len(pairs), 2))
+    random.Random(seed).shuffle(starts)
+    return pairs.select([i for start in starts for i in range(start, min(start + 2, len(pairs)))])
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """書き終わった最後のチェックポイントを返します。最後に書かれる trainer_state.json が読めるものだけを数えます。"""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        with contextlib.suppress(OSError, ValueError):
+            json.loads((path / "trainer_state.json").read_text())
+            return path
+    return None
+
+
+def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None):
+    """一回の更新ごとに、進み具合を watch に渡すコールバックを作ります。"""
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.started, self.first = time.perf_counter(), state.global_step
+
+        def on_log(self, args, state, control, **kwargs):
+            peak["peak_memory_gb"] = max(peak["peak_memory_gb"], _memory_gb())
+            if "loss" not in state.log_history[-1]:  # 最後の一行は、学習全体のまとめ
+                return
+            if extend:
+                state.log_history[-1].update(extend(state.log_history[-1]))
+            if watch is None:
+                return
+            rows = [row for row in state.log_history if "loss" in row]
+            rate = (state.global_step - self.first) / (time.perf_counter() - self.started)
+            watch({
+                "phase": phase, "step": state.global_step, "steps": state.max_steps,
+                "loss": rows[-1].get("loss/preference", rows[-1]["loss"]),
+                "accuracy": recent(rows, "rewards/accuracies", batch_size), "memory_gb": peak["peak_memory_gb"],
+                "margin": recent(rows, "rewards/margins", batch_size), "pairs_per_second": rate * batch_size,
+                "seconds_left": (state.max_steps - state.global_step) / rate,
+            }, rows)  # fmt: skip
+
+    return Watcher()
+
+
+def recent(history: list, key: str, batch_size: int, pairs: int = 50) -> float:
+    """最後の 50 対の平均です。一回の更新の対は少なく、正解率が 0 か 1 に近い値ばかりになるため、ならして見ます。"""
+    rows = [row[key] for row in history[-math.ceil(pairs / batch_size) :] if key in row]
+    return sum(rows) / len(rows) if rows else math.nan
+
+
+def _memory_gb() -> float:
+    """GPU なら割り当ての最大値、CPU なら今このプロセスが使っているメモリ（GiB）です。"""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def progress_bar():
+    """端末の一行に進み具合を表示する watch を作ります。"""
+    from tqdm import tqdm
+
+    bars = {}
+
+    def watch(status: dict, history: list) -> None:
+        phase = status["phase"]
+        if phase not in bars:
+            form = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} {postfix}"
+            bars[phase] = tqdm(total=status["steps"], initial=status["step"] - 1, bar_format=form, disable=False)
+            bars[phase].set_description_str(phase)
+        text = f"loss {status['loss']:.3f}"
+        if phase == "DPO":
+            text += f"  正解率(直近50対) {status['accuracy']:.2f}  マージン {status['margin']:.2f}"
+        text += f"  {status['pairs_per_second']:.0f}対/秒  残り{status['seconds_left']:.0f}秒"
+        bars[phase].set_postfix_str(text, refresh=False)
+        bars[phase].update(status["step"] - bars[phase].n)
+        if status["step"] == status["steps"]:
+            bars[phase].refresh()
+            bars[phase].close()
+
+    return watch
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 評価
+
+
+@contextlib.contextmanager
+def _using(model, which: str):
+    """ADAPTERS の一つに切り替えます。"""
+    if which == "base":
+        with model.disable_adapter():
+            yield
+        return
+    model.set_adapter("ref" if which == "warmup" else "default")
+    try:
+        yield
+    finally:
+        model.set_adapter("default")
+
+
+def answer_logps(model, tokenizer, prompts, answers, max_length: int = 128, batch_size: int = 32):
+    """log p(回答 | 質問) の、対ごとの合計（単位は nat）と、回答のトークン数を返します。形はどちらも (対の数,) です。
+
+    学習と同じく、回答には終わりの印（EOS）を含め、max_length を超えた分は数えません。
+    """
+    import torch
+
+    question_ids = tokenizer(list(prompts))["input_ids"]
+    whole_ids = tokenizer([f"{p}{a}{tokenizer.eos_token}" for p, a in zip(prompts, answers, strict=True)])["input_ids"]
+    logps, lengths = torch.zeros(len(whole_ids)), torch.zeros(len(whole_ids))
+    order = sorted(range(len(whole_ids)), key=lambda i: len(whole_ids[i]))  # 長さをそろえて、無駄な計算を減らす
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        ids = [torch.tensor(whole_ids[i][:max_length]) for i in batch]
+        ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(model.device)  # (B, T)
+        mask = ids >= 0
+        with torch.no_grad():
+            logits = model(input_ids=ids.clamp(min=0), attention_mask=mask.long()).logits[:, :-1].float()  # (B, T-1, V)
+        targets = ids[:, 1:].clamp(min=0)
+        token_logps = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (B, T-1)
+        position = torch.arange(1, ids.shape[1], device=ids.device)
+        prompt_length = torch.tensor([_shared_prefix(question_ids[i], whole_ids[i]) for i in batch], device=ids.device)
+        answer_mask = mask[:, 1:] & (position >= prompt_length[:, None])
+        logps[batch] = (token_logps * answer_mask).sum(1).cpu()
+        lengths[batch] = answer_mask.sum(1).float().cpu()
+    return logps.tolist(), lengths.int().tolist()
+
+
+def _shared_prefix(left: list, right: list) -> int:
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def score_pairs(run: Run, pairs=None, adapters=ADAPTERS):
+    """対ごとの成績を、一対につき一行の `pandas.DataFrame` で返します。pairs を省くと検証用の対です。
+
+    logp_{base,warmup,dpo}_{chosen,rejected} は回答の対数確率（nat）、reward_chosen = β (log π - log π_ref) は
+    暗黙の報酬（論文の式 5）、margin は chosen と rejected の報酬の差、correct は margin > 0 です。
+    """
+    import pandas as pd
+
+    pairs = run.eval_pairs if pairs is None else pairs
+    table = pd.DataFrame({name: pairs[name] for name in pairs.column_names})
+    for which in adapters:
+        with _using(run.model, which):
+            for side in ("chosen", "rejected"):
+                scored = answer_logps(run.model, run.tokenizer, pairs["prompt"], pairs[side], run.config.max_length)
+                table[f"logp_{which}_{side}"], table[f"tokens_{side}"] = scored
+    for side in ("chosen", "rejected"):
+        table[f"reward_{side}"] = run.config.beta * (table[f"logp_dpo_{side}"] - table[f"logp_warmup_{side}"])
+    table["margin"] = table["reward_chosen"] - table["reward_rejected"]
+    table["correct"] = table["margin"] > 0
+    return table
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """割合の 95 % 信頼区間です（Wilson, 1927）。0 % や 100 % の近くでも、[0, 1] の外に出ません。"""
+    p, denominator = successes / n, 1 + z * z / n
+    center = (p + z * z / (2 * n)) / denominator
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / denominator
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def generate_responses(prompts, model, tokenizer, max_length: int = 128, batch_size: int = 64) -> list[tuple]:
+    """各質問への回答を貪欲法で作り、(回答, 自分で終わったか) のリストで返します。
+
+    長さは、学習と同じく、質問と合わせて max_length トークンまでです。
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    prompts, results = [as_prompt(p) for p in prompts], []
+    settings = GenerationConfig(do_sample=False, max_length=max_length, pad_token_id=tokenizer.pad_token_id,
+                                eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    side, tokenizer.padding_side = tokenizer.padding_side, "left"
+    model.eval()
+    try:
+        for start in range(0, len(prompts), batch_size):
+            inputs = tokenizer(prompts[start : start + batch_size], padding=True, return_tensors="pt").to(model.device)
+            with torch.no_grad(), _quiet():
+                output = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
+            ended = (output == tokenizer.eos_token_id).any(1).tolist()
+            texts = tokenizer.batch_decode(output, skip_special_tokens=True)
+            results += zip((text.strip() for text in texts), ended, strict=True)
+    finally:
+        tokenizer.padding_side = side
+    return results
+
+
+def as_prompt(question: str) -> str:
+    """質問を、学習で使った `質問: …\n回答:` の形に整えます。"""
+    question = question.strip()
+    question = question if question.startswith("質問:") else f"質問: {question}"
+    return question if question.endswith("回答:") else f"{question}\n回答:"
+
+
+def generate_response(prompt: str, model, tokenizer, max_length: int = 128) -> str:
+    """質問一つへの回答を返します。`質問:` と `回答:` は、なければ補います。"""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise HelperError(f"質問が {prompt!r} です。空でない文字列を指定してください。")
+    return generate_responses([prompt], model, tokenizer, max_length)[0][0]
+
+
+def chrf(answer: str, reference: str, order: int = 6, beta: float = 2.0) -> float:
+    """文字 n-gram の F 値（chrF, Popović 2015）を 0〜100 で返します。空白は数えません。"""
+    texts, scores = ["".join(text.split()) for text in (answer, reference)], []
+    for n in range(1, order + 1):
+        grams = [Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in texts]
+        totals = [sum(g.values()) for g in grams]
+        if all(totals):
+            same = sum((grams[0] & grams[1]).values())
+            scores.append((same / totals[0], same / totals[1]))
+    if not scores:
+        return 0.0
+    precision, recall = (sum(s) / len(scores) for s in zip(*scores, strict=True))
+    return 100 * (1 + beta**2) * precision * recall / (beta**2 * precision + recall) if precision + recall else 0.0
+
+
+def repeats(text: str) -> bool:
+    """同じ 2〜20 文字のまとまりが、三回以上続けて現れるかどうかです。"""
+    return re.search(r"(.{2,20}?)\1{2,}", text) is not None
+
+
+def answer_table(run: Run, pairs=None):
+    """三つのモデルの回答を並べた表です。列は prompt, chosen, rejected と、ADAPTERS の各名と、各名_ended です。"""
+    import pandas as pd
+
+    pairs = run.eval_pairs if pairs is None else pairs
+    table = pd.DataFrame({name: pairs[name] for name in ("prompt", "chosen", "rejected")})
+    for which in ADAPTERS:
+        if which != "warmup" or run.config.sft_epochs > 0:  # SFT を省いた実行では、SFT のあとも base のまま
+            with _using(run.model, which):
+                answers = generate_responses(pairs["prompt"], run.model, run.tokenizer, run.config.max_length)
+        table[which], table[f"{which}_ended"] = zip(*answers, strict=True)
+    return table
+
+
+def _answer_metrics(table) -> dict:
+    """回答の性質を数えます: 自分で終わる、空、繰り返し、chosen と rejected への近さ（chrF の平均）。"""
+    result = {}
+    for which in ADAPTERS:
+        answers = list(table[which])
+        result[which] = {
+            "ended": float(table[f"{which}_ended"].mean()),
+            "empty": sum(not a for a in answers) / len(answers),
+            "repeats": sum(map(repeats, answers)) / len(answers),
+            "chrf_chosen": sum(map(chrf, answers, table["chosen"])) / len(answers),
+            "chrf_rejected": sum(map(chrf, answers, table["rejected"])) / len(answers),
+        }
+    gains = [chrf(d, c) - chrf(w, c) for d, w, c in zip(table["dpo"], table["warmup"], table["chosen"], strict=True)]
+    result["chrf_gain"], result["chrf_gain_interval"] = sum(gains) / len(gains), bootstrap_interval(gains)
+    return result
+
+
+def bootstrap_interval(values: list, repeats: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """平均の 95 % 信頼区間を、復元抽出の繰り返し（ブートストラップ法）で求めます。"""
+    rng = random.Random(seed)
+    means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(repeats))
+    return means[int(0.025 * repeats)], means[int(0.975 * repeats) - 1]
+
+
+def evaluate_run(run: Run) -> dict:
+    """検証用の対（学習に出なかった概念）で成績を出し、run.metrics と run.scores に入れて返します。
+
+    accuracy_after は、報酬の差が chosen のほうに正だった割合です。logp_accuracy は、モデル自身の対数確率で chosen が
+    上だった割合で、before は元のモデルです。区間は Wilson の 95 % 信頼区間です。
+    """
+    import pandas as pd
+
+    started = time.perf_counter()
+    held_out, seen = score_pairs(run), score_pairs(run, run.train_pairs, ("warmup", "dpo"))
+    run.scores = pd.concat([held_out.assign(split="eval"), seen.assign(split="train")], ignore_index=True)
+    answers = answer_table(run)
+    losses = [row["loss/preference"] for row in run.history]
+    n, hits = len(held_out), int(held_out["correct"].sum())
+    flaws = held_out.groupby("flaw")["correct"].agg(["mean", "size"]) if "flaw" in held_out else None
+    run.metrics = {
+        "first_loss": losses[0], "final_loss": sum(losses[-25:]) / len(losses[-25:]),
+        "train_pairs": len(run.train_pairs), "eval_pairs": n,
+        "accuracy_after": hits / n, "accuracy_interval": wilson_interval(hits, n),
+        "accuracy_train": float(seen["correct"].mean()),
+        "logp_accuracy_before": float((held_out["logp_base_chosen"] > held_out["logp_base_rejected"]).mean()),
+        "logp_accuracy_after": float((held_out["logp_dpo_chosen"] > held_out["logp_dpo_rejected"]).mean()),
+        "accuracy_by_flaw": {} if flaws is None else {f: [float(a), int(k)] for f, a, k in flaws.itertuples()},
+        "margin_after": float(held_out["margin"].mean()), "answers": _answer_metrics(answers),
+    }  # fmt: skip
+    run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
+    run.timing["total_seconds"] += time.perf_counter() - started
+    run.metrics |= run.timing
+    return run.metrics
+
+
+def judge(metrics: dict) -> tuple[str, str]:
+    """(判定, 理由) を返します。
+
+    学習した: 検証の正解率の 95 % 区間が、まるごと 50 % より上。
+    暗記した: それは満たさないが、学習用の対では 75 % 以上正解する。
+    信号なし: どちらでもない。
+    """
+    low, high = metrics["accuracy_interval"]
+    accuracy = f"{metrics['accuracy_after']:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）"
+    seen = f"検証用の {metrics['eval_pairs']} 対で正解率 {accuracy}"
+    if low > 0.5:
+        return "学習した", f"{seen}で、区間がまるごと 50 % より上にあります。"
+    if metrics["accuracy_train"] >= 0.75:
+        return "暗記した", f"学習用では {metrics['accuracy_train']:.1%} 正解するのに、{seen}で、50 % と区別できません。"
+    return "信号なし", f"{seen}で、50 % と区別できず、学習用でも {metrics['accuracy_train']:.1%} です。"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 図: Colab の matplotlib には日本語の字形がないため、図の中は英語（TRL の指標名）で書きます。
+
+
+def plot_history(run: Run):
+    """学習の経過（損失、正解率、マージン、報酬）の図を返します。"""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    draw_history(figure, run.history, run.config.effective_batch_size)
+    return figure
+
+
+def draw_history(figure, history: list, batch_size: int) -> None:
+    """figure に、学習の経過を四つの図で描きます。細い線は一回の更新ごとの値、太い線は直近 50 対の平均です。"""
+    window = math.ceil(50 / batch_size)
+    steps = [row["step"] for row in history]
+
+    def line(axis, key, color, label=None, style="-"):
+        values = [row[key] for row in history]
+        smooth = [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+        axis.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
+        axis.plot(steps, smooth, style, color=color, linewidth=2, label=label or key)
+
+    loss, accuracy, margin, reward = figure.subplots(2, 2, sharex=True).flat
+    line(loss, "loss/preference", "C0", "preference loss (mean of last 50 pairs)")
+    loss.axhline(math.log(2), color="0.4", linestyle=":", label="ln 2 = 0.693 (no preference yet)")
+    line(accuracy, "rewards/accuracies", "C2", "rewards/accuracies (last 50 pairs)")
+    accuracy.axhline(0.5, color="0.4", linestyle=":", label="chance = 0.5")
+    accuracy.set_ylim(0, 1.05)
+    line(margin, "rewards/margins", "C4")
+    line(reward, "rewards/chosen", "C0")
+    line(reward, "rewards/rejected", "C1", style="--")
+    titles = ("Loss goes down", "Chosen wins more often", "Gap between chosen and rejected", "Implicit rewards")
+    for axis, title in zip((loss, accuracy, margin, reward), titles, strict=True):
+        axis.set_title(title, fontsize=11)
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    for axis in (margin, reward):
+        axis.axhline(0, color="0.4", linestyle=":")
+        axis.set_xlabel("optimizer step")
+
+
+def plot_margins(run: Run):
+    """検証用の対の、マージンの分布と、欠点ごとの正解率（95 % 区間つき）の図を返します。"""
+    from matplotlib.figure import Figure
+
+    held_out = run.scores[run.scores["split"] == "eval"]
+    by_flaw = run.metrics["accuracy_by_flaw"]
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 2 if by_flaw else 1, squeeze=False)[0]
+    low, high = min(0.0, held_out["margin"].min()), max(0.0, held_out["margin"].max())
+    edges = [low + (high - low) * i / 30 for i in range(31)]
+    for correct, color, hatch in ((True, "C0", None), (False, "C1", "//")):
+        values = held_out["margin"][held_out["correct"] == correct]
+        label = f"{'chosen' if correct else 'rejected'} preferred: {len(values)}"
+        axes[0].hist(values, bins=edges, color=color, hatch=hatch, label=label)
+    axes[0].axvline(0, color="0.2", linestyle=":")
+    axes[0].set(xlabel="rewards/margins (held-out pairs)", ylabel="pairs", title="Margins on concepts never trained on")
+    axes[0].legend(fontsize=9)
+    if by_flaw:
+        names = sorted(by_flaw, key=lambda name: by_flaw[name][0])
+        for y, name in enumerate(names):
+            mean, n = by_flaw[name]
+            low, high = wilson_interval(mean * n, n)
+            axes[1].plot([low, high], [y, y], color="C0", linewidth=3, alpha=0.5)
+            axes[1].plot(mean, y, "o", color="C0")
+        axes[1].set_yticks(range(len(names)), [f"{name} (n={by_flaw[name][1]})" for name in names])
+        axes[1].axvline(0.5, color="0.4", linestyle=":")
+        axes[1].text(0.5, len(names) - 0.45, "chance", ha="center", fontsize=8, color="0.4")
+        axes[1].set(xlim=(0, 1.02), xlabel="accuracy, 95% interval", title="Held-out accuracy by flaw")
+        axes[1].grid(axis="x", alpha=0.3)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 保存と読み込み: 何でも仮の名前に書いてから名前を変えるので、途中で切れても書きかけは残りません。
+
+
+def _identity(config: Config, pairs) -> str:
+    """結果を左右するもの（出力先を除く設定と、データの中身）のハッシュです。"""
+    settings = asdict(config.resolved())
+    settings = {k: float(v) if isinstance(v, int) else v for k, v in settings.items() if k != "output_dir"}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name in ("prompt", "chosen", "rejected"):
+        digest.update(json.dumps(list(pairs[name]), ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _check_folder(folder: Path, identity: str) -> None:
+    """フォルダが空か、同じ設定とデータの実行のものでなければ、HelperError にします。"""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    if not (folder / "config.json").is_file():
+        raise HelperError(f"フォルダ {folder} に別のものがあります。空のフォルダを output_dir に指定してください。")
+    if json.loads((folder / "config.json").read_text("utf-8"))["identity"] != identity:
+        raise HelperError(f"フォルダ {folder} に設定かデータの違う実行があります。別の output_dir を指定してください。")
+
+
+def _claim_folder(folder: Path, config: Config, identity: str):
+    """フォルダを作って鍵をかけ、設定を書きます。鍵は、返したものが捨てられるかプロセスが終わると外れます。"""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise HelperError(
+            f"フォルダ {folder} は、別の実行が使っています。終わるのを待つか、別の output_dir を指定してください。"
+        ) from error
+    settings = asdict(config) | {"identity": identity}
+    _save_text(folder / "config.json", json.dumps(settings, ensure_ascii=False, indent=2))
+    return lock
+
+
+def _save_text(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _save_whole(folder: Path, *savers) -> None:
+    """savers に仮のフォルダへ書かせ、すべて終わってから folder に名前を変えます。"""
+    draft = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    with _quiet():
+        for saver in savers:
+            saver(draft)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+
+
+def save_run(run: Run, folder=None) -> Path:
+    """アダプタ、指標、経過、対ごとの成績、環境、図、説明書を保存し、フォルダを返します。metrics.json が最後です。"""
+    folder = Path(folder or run.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder != run.folder:
+        for name in ("config.json", "base", "warmup"):
+            source, copy = run.folder / name, folder / name
+            if source.is_dir():
+                shutil.copytree(source, copy, dirs_exist_ok=True)
+            elif source.exists():
+                shutil.copy2(source, copy)
+    save_adapter = partial(run.model.save_pretrained, selected_adapters=["default"])
+    _save_whole(folder / "adapter", save_adapter, run.tokenizer.save_pretrained)
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT の空のひな形。説明書は上のフォルダに置く
+    _save_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in run.history))
+    _save_text(folder / "pairs.jsonl", run.scores.to_json(orient="records", lines=True, force_ascii=False))
+    _save_text(folder / "environment.json", json.dumps(describe_runtime(), ensure_ascii=False, indent=2))
+    plot_history(run).savefig(folder / "history.png", dpi=120)
+    plot_margins(run).savefig(folder / "margins.png", dpi=120)
+    _save_text(folder / "README.md", model_card(run))
+    _save_text(folder / "metrics.json", json.dumps(run.metrics, ensure_ascii=False, indent=2))
+    return folder
+
+
+def load_run(folder) -> Run:
+    """保存した実行を読みます。model はそのまま生成や採点に使えます。"""
+    import pandas as pd
+    from peft import PeftModel
+
+    folder = Path(folder)
+    if not (folder / "metrics.json").is_file():
+        raise HelperError(f"フォルダ {folder} に終わった実行（metrics.json）がありません。学習を終えてください。")
+    settings = json.loads((folder / "config.json").read_text("utf-8"))
+    config = Config(**{f.name: settings[f.name] for f in fields(Config)} | {"output_dir": str(folder)})
+    base, tokenizer = load_model(config)
+    model = PeftModel.from_pretrained(base, folder / "adapter")
+    model.load_adapter(folder / "warmup", adapter_name="ref")
+    scores = pd.read_json(folder / "pairs.jsonl", lines=True)
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
+    train_pairs, eval_pairs = split_pairs(prepare_pairs(config), config.eval_fraction, config.data_seed)
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, {}, metrics, scores)
+
+
+def summary_table(metrics: dict) -> str:
+    """結果の表（Markdown）です。"""
+    low, high = metrics["accuracy_interval"]
+    rows = [
+        ("最初の損失（ln 2 = 0.693 が正常）", f"{metrics['first_loss']:.3f}"),
+        ("最後の損失（最後の 25 回の平均）", f"{metrics['final_loss']:.3f}"),
+        (f"検証の正解率（未学習の概念、{metrics['eval_pairs']} 対）",
+         f"{metrics['accuracy_after']:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）"),
+        ("検証の対数確率で chosen が上の割合（前 → 後）",
+         f"{metrics['logp_accuracy_before']:.1%} → {metrics['logp_accuracy_after']:.1%}"),
+        ("検証のマージンの平均", f"{metrics['margin_after']:.2f}"),
+        ("自分で終わる回答（SFT 後 → DPO 後）",
+         f"{metrics['answers']['warmup']['ended']:.1%} → {metrics['answers']['dpo']['ended']:.1%}"),
+        ("DPO の時間と速さ", f"{metrics['train_seconds']:.0f} 秒、{metrics['pairs_per_second']:.1f} 対/秒"),
+        ("全体の時間", f"{metrics['total_seconds']:.0f} 秒"),
+        ("メモリの最大値", f"{metrics['peak_memory_gb']:.2f} GB"),
+    ]  # fmt: skip
+    return "| 指標 | 値 |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def model_card(run: Run) -> str:
+    """保存したフォルダの README.md の中身です。"""
+    config, metrics = run.config, run.metrics
+    base = f"{run.folder.name}/base" if config.base_model == OFFLINE_TINY else config.base_model
+    return f"""---
+library_name: peft
+base_model: {base}
+tags: [dpo, lora, trl]
+language: ja
+---
+
+# DPO で調整したアダプタ
+
+`{config.base_model}` を、選好データ `{config.dataset}` の {metrics["train_pairs"]} 対で調整した LoRA アダプタです。
+
+**判定: {metrics["verdict"]}** — {metrics["verdict_reason"]}
+
+{summary_table(metrics)}
+
+## 使い方
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{run.folder.name}/adapter")
+tokenizer = AutoTokenizer.from_pretrained("{run.folder.name}/adapter")
+```
+
+質問は `質問: …（改行）回答:` の形で渡します。学習の設定は config.json、環境は environment.json にあります。
+"""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# コマンドライン
+
+
+def main(argv: list[str] | None = None) -> int:
+    """コマンドラインの本体です。終了コードを返します（0 は成功、2 は利用者が直せる誤りで、一文の説明を出します）。"""
+    try:
+        config = parse_config(sys.argv[1:] if argv is None else argv)
+        run = _train_and_report(config)
+    except HelperError as error:
+        print(f"エラー: {error}", file=sys.stderr)
+        return 2
+    print(f"\n{summary_table(run.metrics)}\n\n判定: {run.metrics['verdict']} — {run.metrics['verdict_reason']}")
+    print(f"結果のフォルダ: {run.folder}（アダプタは adapter/、図は history.png と margins.png）")
+    return 0
+
+
+def parse_config(argv: list[str]) -> Config:
+    """引数の並びを Config にします。どの設定も、同じ名前の引数（--learning_rate など）で変えられます。"""
+    from argparse import HelpFormatter
+
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(
+        Config, usage="python dpo_helpers.py [--設定 値 ...]", add_help=False, formatter_class=HelpFormatter,
+        description="日本語の選好データで、言語モデルを DPO で調整します。",
+    )  # fmt: skip
+    parser._optionals.title = "設定"
+    parser.add_argument("-h", "--help", action="help", help="この説明を表示して終わる")
+    parser.error = _argument_error
+    config, *_, unknown = parser.parse_args_into_dataclasses(
+        argv, look_for_args_file=False, return_remaining_strings=True
+    )
+    if unknown:
+        _argument_error(f"知らない引数: {' '.join(unknown)}")
+    return config
+
+
+def _argument_error(message: str):
+    raise HelperError(f"引数を読み取れません（{message}）。使える引数と値の形は --help で確かめてください。")
+
+
+def _train_and_report(config: Config) -> Run:
+    pairs = prepare_pairs(config)
+    folder = Path(config.output_dir)
+    if (folder / "metrics.json").is_file():
+        _check_folder(folder, _identity(config, pairs))
+        print("この実行は終わっています。保存した結果を表示します。")
+        return load_run(folder)
+    runtime = describe_runtime()
+    print(f"装置: {runtime['gpu'] or 'CPU'}、精度: {runtime['precision']}（{runtime['precision_reason']}）")
+    print(f"モデル: {config.base_model}、データ: {config.dataset}（{len(pairs)} 対）")
+    run = train(config, pairs, progress_bar())
+    print("評価しています。")
+    evaluate_run(run)
+    save_run(run)
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 知識表: 一行が一つの概念です。行を足せば、自分の分野の対を作れます。
+#
+#     名前|意味（…とは、）|理由（…が大切なのは、）|仕組み（…は、）|例（…の例として、）|注意（…では、）
+#
+# 各欄は括弧の書き出しに続く述部で、句点は付けません。意味と仕組みは、ほかの概念に付け替えたら誤りになるように書きます。
+
+KNOWLEDGE = """
+[AI]
+AI|推論や判断など、人の知的な働きをコンピューターで実現する技術の総称です|人手では追いつかない量の判断を、すばやく肩代わりできるからです|人が書いた規則や、データから学んだ規則に従って判断を下します|将棋の次の一手を考えるソフトや、迷惑メールの判定があります|もっともらしい答えにも誤りがあり得るため、大事な判断は人が確かめます
+機械学習|線形回帰やクラスタリングなど、データから規則性を学ぶ手法の総称です|人が規則を書ききれない複雑な問題にも、データを使って取り組めるからです|決定木やk平均法などから手法を選び、データに合うモデルを作ります|過去の売れ行きをもとに、来週の客の数を予測するシステムがあります|訓練データに偏りがあると、予測にも同じような偏りが出やすくなります
+深層学習|ニューラルネットワークの層を何段も重ね、特徴の捉え方から学ばせる手法です|人が特徴を決めなくても、画像や音を高い精度で扱えるからです|画像なら畳み込み層、文ならアテンション層などを何段も積みます|写真の物を1000種類に見分けるAlexNetがよく知られています|多くのデータと計算が要るため、単純な手法で足りるかも考えます
+ニューラルネットワーク|脳の神経細胞をヒントに、単純な計算の単位を層状につないだモデルです|画像や言葉を扱う、今の多くのAIの土台になっているからです|各ユニットが入力に重みを掛けて足し、変換した値を次の層へ渡します|手書き数字の画素から、0から9を見分けるモデルがよく知られています|重みの数値を眺めても、判断の根拠を読み取るのは簡単ではありません
+教師あり学習|正解ラベルの付いたデータから、入力と答えの対応を学ばせる方法です|正解と照らし合わせて、予測の良し悪しを測れるからです|モデルの予測を正解ラベルと比べ、ずれが小さくなるよう調整します|迷惑かどうかの印を付けたメールから学ぶ、自動の振り分けがあります|人が付けた正解ラベルに間違いがあると、その誤りまで学ぶおそれがあります
+教師なし学習|正解ラベルを与えずに、データに潜むまとまりや構造を探らせる方法です|ラベル付けの手間をかけずに、データの隠れた傾向を探れるからです|データどうしの近さや散らばり方をもとに、グループ分けなどを行います|買い物の記録をもとに、似た客をまとめる分析が挙げられます|見つかったグループに意味があるとは限らず、人の解釈が欠かせません
+強化学習|試行錯誤しながら、得られる報酬の合計が大きくなる行動を学ぶ方法です|一手ごとの正解が分からなくても、結果の良し悪しから学べるからです|行動のたびに返ってくる報酬をもとに、次にどう動くかを改めていきます|自分を相手に対局を重ねた、囲碁のAlphaGo Zeroがよく知られています|報酬の決め方が悪いと、抜け道で点を稼ぐ行動を覚えることがあります
+生成AI|学んだデータの傾向をもとに、文章や画像などを新しく作り出すAIです|文章や絵の下書きを任せて、試せる案の数を増やせるからです|文章なら次の語を、画像ならノイズの除き方を推定するなどして作ります|「海辺の猫」と入力すると、その場面の絵を描いてくれるサービスがあります|作った内容が他人の著作物に似ていないか、公開する前に確かめます
+大規模言語モデル|膨大な文章から、次に来る語の予測を学んだ巨大なモデルです|要約や翻訳などを、一つのモデルでこなせるからです|文脈から次のトークンの確率を求め、選んではつなげていきます|会話や文章づくりに使う、GPTやLlamaがよく知られています|訓練後のできごとは学んでいないので、資料で補います
+自然言語処理|人がふだん話したり書いたりする言葉を、コンピューターで扱うことです|世の中の多くの情報が、文章や会話の形をしているからです|文を単語に区切り、文法や意味を調べて、要約などに生かします|口コミの文を、ほめ言葉と不満とに分けるしくみがあります|言葉の意味は文で変わるため、前後のつながりも調べます
+画像認識|写真や映像に写っている物や人を、コンピューターで見分ける技術です|目で見る検査や見守りを、人に代わって続けられるからです|写真の大きさや明るさを整え、特徴を取り出して、写った物を判定します|工場のカメラの映像から、部品の傷を見つける検査があります|明るさや角度が訓練時と違うと、見慣れた物でも間違えることがあります
+音声認識|人が話した声をコンピューターで聞き取り、文字に書き起こす技術です|手がふさがっていても、話すだけで文字の入力や操作ができるからです|音の波を短く区切って特徴を取り出し、対応する音や単語を推定します|会議の録音から、発言の記録を自動で作るサービスがあります|周りの雑音や同音異義語で誤りやすいため、結果の文を見直します
+機械翻訳|ある言語の文を、コンピューターで別の言語の文に置き換える技術です|外国語が得意でなくても、海外の情報をすぐに読めるようになるからです|今の主流では、原文を数値の列に変え、それをもとに訳文の語を順に作ります|英語のウェブページを、ブラウザーで日本語に変える機能が挙げられます|省かれた主語や慣用句を誤りやすいので、大事な文は人が確かめます
+過学習|訓練データに合わせすぎて、新しいデータに弱くなる状態です|見かけの精度が高くても、実際には使えないモデルになるからです|データの量に比べてモデルが複雑すぎると、細かな雑音まで覚えて起こります|練習問題は満点なのに、本番では解けない場合が挙げられます|訓練データの精度だけを見ず、検証データの成績も確かめます
+正則化|重みの大きさなどに制約を加え、モデルが複雑になりすぎるのを抑える工夫です|訓練データの細かな雑音に引きずられにくく、未知のデータに強くなるからです|重みの大きさに応じた罰を損失に足すなどして、極端な重みを選びにくくします|重みの二乗和を損失に加える、L2という方式がよく知られています|強くかけすぎると大事な規則まで学べなくなるため、加減を調整します
+勾配降下法|損失の傾きを調べ、減る向きへ重みを少しずつ動かす方法です|重みがとても多くても、損失を効率よく減らしていけるからです|損失の傾きに学習率を掛け、その分だけ逆向きに重みを動かします|データを少しずつ使って重みを更新する、SGDがよく知られています|底に着いたように見えても、全体で最も低い場所とは限りません
+誤差逆伝播法|誤差を後ろの層から前へ伝え、各重みの勾配を求める方法です|層の多いネットワークでも、勾配を効率よく計算できるからです|微分の連鎖律を使い、各重みの影響を出力側からたどります|PyTorchのbackwardで、各重みの勾配を求める処理が挙げられます|層が深いと勾配が消えやすく、ReLUなどの工夫を合わせて使います
+損失関数|モデルの予測が正解からどれだけ外れているかを、一つの数で表す式です|何を小さくすれば良いモデルに近づくかを、数値で示してくれるからです|予測と正解を受け取り、外れ方がひどいほど大きな値を返します|平均二乗誤差や、分類に使う交差エントロピーがよく知られています|値が下がっても、実際に求めている成果まで良くなるとは限りません
+活性化関数|ニューロンに集まった合計値を変え、次の層へ渡す値を決める式です|直線では表せない複雑な関係を、ネットワークが学べるようになるからです|重み付きの和を受け取り、折れ線や曲線の式で別の値に変えます|負の値を0にし、正の値をそのまま通すReLUがよく知られています|深い層でシグモイドを使うと勾配が消えやすいため、ReLUなども検討します
+学習率|一回の更新で、重みをどれくらい大きく動かすかを決める値です|この値しだいで、訓練が順調に進むか不安定になるかが変わるからです|勾配に掛け合わされ、大きいほど一歩が大きく、小さいほど慎重な更新になります|0.001から始め、訓練が進むにつれて小さくしていく設定があります|大きすぎると損失が暴れ、小さすぎると訓練がなかなか進みません
+バッチサイズ|重みを一度更新するために、まとめて使うデータの件数です|訓練の速さと、必要なメモリの量を大きく左右するからです|一回の勾配の平均に使う件数を定め、多いほど平均の揺れが小さくなります|1000枚の画像を、32枚ずつに分けて学ばせる設定が挙げられます|大きくしすぎるとGPUのメモリが足りなくなるため、空きを見て決めます
+エポック|訓練データの全体を、ひと通り使い終えるまでを一回と数える単位です|訓練をどこまで続けたかを数え、止めどきを考える目安になるからです|データを小分けにして順に学び、全件を使い終えたところで回数が一つ増えます|1000枚の画像を一周学ぶごとに一回と数え、10回続ける場合があります|回数が多すぎると過学習しやすいので、検証データの成績を見て止めます
+転移学習|ある課題で学んだモデルの知識を、関連する別の課題に生かす方法です|手元のデータが少なくても、一から学ぶより良い結果を狙えるからです|学習済みの層を固定して使い回し、新しい出力層だけを学ぶなどします|ふつうの写真で学んだモデルを、レントゲン写真に使う場合があります|元の課題とかけ離れたデータに使うと、かえって精度が下がることもあります
+ファインチューニング|学習済みモデルの重みを、専門分野などの追加データで更新することです|幅広い用途のモデルを、特定の仕事に合わせて仕上げられるからです|学習済みの重みを出発点に、目的のデータと小さめの学習率で学びます|一般の文章で学んだモデルを、法律の文書で鍛え直す場合があります|新しいデータに偏ると、以前できていたことを忘れる場合があります
+LoRA|元の重みを固定したまま、追加した小さな行列だけを訓練する微調整の方法です|大きなモデルでも、少ないメモリで目的に合わせた調整ができるからです|重みの変化分を二つの細長い行列の積で表し、その行列だけを更新します|画像生成モデルに画風を覚えさせる、小さな追加ファイルがよく知られています|行列のランクが小さすぎると表現力が足りず、課題にうまく合わないことがあります
+選好最適化|人が好む回答を選びやすくなるように、言語モデルなどを調整する方法です|読みやすさなど、正解を一つに決めにくい好みを教えられるからです|良い回答と劣る回答の組から学び、好まれる方を出す確率を高めます|報酬モデルを作らず、回答の組から直接学ぶDPOがよく知られています|評価者の好みが偏っていると、モデルの答え方も同じ方向に偏りがちです
+報酬モデル|回答がどれだけ人に好まれそうかを予測し、点数で表すモデルです|人がすべての回答を採点しなくても、学習の手がかりを与えられるからです|人が二つの回答を比べた記録から、好まれた方に高い点を付けるよう学びます|RLHFという訓練で、対話AIの答えに点を付ける採点役が挙げられます|長いだけの回答に高い点を付けるなど、採点の癖を突かれることがあります
+トークン化|文章を、モデルが扱う単語や文字などのかたまりに区切る処理です|言語モデルは文字列をそのまま読まず、区切った単位の番号を受け取るからです|あらかじめ作った語彙の表と照らして文を区切り、それぞれに番号を割り当てます|「東京へ行く」を、「東京」「へ」「行く」に分ける処理があります|同じ文でも方式によって区切り方が変わるため、モデルに合うものを使います
+単語の埋め込み|単語の意味の特徴を、数値を並べたベクトルで表す方法です|言葉どうしの意味の近さを、計算で比べられるからです|似た文脈に現れる単語を、近い位置のベクトルにするように学びます|「犬」と「猫」を近くに置く、Word2Vecがよく知られています|訓練に使う文章の偏見が、ベクトルどうしの近さに表れることがあります
+アテンション|入力のどの部分にどれだけ注目するかを、重みで決める仕組みです|離れた語どうしの関係も捉えられ、今の言語モデルの土台になったからです|クエリとキーの近さから重みを計算し、その重みでバリューを足し合わせます|文中の「それ」が指す名詞に、大きな重みを向ける動きが挙げられます|標準的な方式の計算量が、文の長さの二乗に比例して増えます
+CNN|小さなフィルターをずらしながら、画像の特徴を捉えるモデルです|物がずれて写っても、特徴を見つけやすいからです|同じフィルターを各位置に当てて計算し、特徴マップを作ります|手書き数字を読み取るLeNetがよく知られています|離れた場所の関係を捉えにくいため、層を重ねて補います
+敵対的生成ネットワーク|作る側と見破る側を競わせて、本物らしいデータを生むモデルです|写真のような画像を、一度の計算ですばやく作れるからです|偽物を作る訓練と、真偽を見分ける訓練を交互に進めます|実在しない人の顔写真を作る、StyleGANがよく知られています|似た画像ばかり作ることがあるので、多様さも確かめます
+拡散モデル|ノイズを少しずつ取り除くことで、画像などを作り出す生成モデルです|訓練が比較的安定していて、質の高い多様な画像を作れるからです|ノイズで崩したデータを元に戻す訓練をし、ノイズから画像を作ります|文章の指示に沿って絵を描く、Stable Diffusionがよく知られています|ノイズ除去を何段階も繰り返すため、生成に時間がかかりがちです
+プロンプト|生成AIなどに、してほしいことを伝えるために入力する指示文です|同じモデルでも、頼み方しだいで答えの質が大きく変わるからです|モデルに文脈として読み込まれ、それに続く応答の内容や形式を方向づけます|「小学生にも分かるように三行で要約して」という頼み方が挙げられます|目的や条件をあいまいに書くと、期待と違う答えが返りやすくなります
+検索拡張生成|探してきた資料を踏まえて、言語モデルに答えさせる方法です|訓練後のニュースや社内の資料も、答えに使えるからです|質問に近い文書を探し、質問に添えてモデルに読ませます|社内の決まりを調べ、休みの取り方を答えるAIがあります|見当違いの資料を拾うと誤りやすく、探し方の質が問われます
+ハルシネーション|AIが、事実と異なる内容をもっともらしく作り出してしまう現象です|自信ありげな誤りを見抜けないと、間違った情報を広めかねないからです|事実かどうかを確かめずに、ありそうな語の続きを選ぶことなどから起こります|実在しない論文の題名や著者を、文献として示してしまう回答があります|文章が自然なほど誤りに気づきにくいので、元の資料に当たって確かめます
+説明可能なAI|判断の理由や根拠を、人が理解できる形で示せるようにする技術です|医療や融資での判断に納得でき、誤りにも気づきやすいからです|入力の各項目が予測にどれだけ影響したかを、数値や図にして示します|ローンの審査で、年収などの影響の大きさをSHAPで示す場合があります|示された根拠が、モデルの実際の判断過程と一致するとは限りません
+知識蒸留|大きなモデルの出力をまねさせて、小さなモデルを訓練する方法です|精度の低下を抑えながら、軽くて速いモデルを作れるからです|教師モデルが出す確率などを手本に、生徒モデルの出力を近づけていきます|BERTを手本にして作られた、小型のDistilBERTがよく知られています|手本になるモデルの誤りや偏りまで、受け継いでしまうことがあります
+モデルの量子化|重みなどの数値を少ないビット数で表し、容量や計算を軽くする手法です|メモリの少ない機器でも、大きなモデルを動かしやすくなるからです|値の範囲を何段階かに区切り、小数を8ビット整数などに置き換えます|32ビットの重みを8ビットに変え、容量を約4分の1にする場合が挙げられます|ビット数を減らしすぎると精度が落ちるため、変換の前後で成績を比べます
+マルチモーダルAI|文章や画像、音声など、種類の違う情報を組み合わせて扱うAIです|写真を見せながら質問するなど、文字だけでは難しい使い方ができるからです|画像や文章をそれぞれ数値の列に変え、互いの関係を結び付けます|冷蔵庫の写真を見て、作れる料理を文章で答えるアシスタントがあります|画像の読み違いが文章の答えにも響くため、元の画像と見比べます
+ドロップアウト|訓練中に一部のニューロンをランダムに休ませて、過学習を抑える手法です|特定のニューロンに頼りすぎず、新しいデータに強いモデルになりやすいからです|更新のたびに無作為に選んだユニットの出力を0にし、残りだけで学習を進めます|全結合層のユニットを、訓練中だけ半分の確率で無効にする設定があります|予測するときにはこの処理を止め、すべてのニューロンを働かせます
+チャットボット|文字や音声の会話を通じて、質問や用件に自動で応じるプログラムです|夜間や休日でも、利用者の問い合わせにすぐ応じられるからです|発言から用件を読み取り、用意した返答や言語モデルの文で応じます|通販サイトで、荷物の届く日を自動で答える窓口が挙げられます|対応できない質問に備えて、人の担当者へつなぐ道を用意します
+[プログラミング]
+変数|値に名前を付け、その名前で読み書きできるようにしたものです|同じ値を何度も書かずに済み、値を変えるときに直す場所が減るからです|代入によって名前と値が結び付き、名前を書くだけで値を取り出せます|買い物の合計金額を入れておく total という名前の入れ物が挙げられます|a や x のような短い名前より、中身が伝わる名前を選ぶと読みやすくなります
+関数|ひとまとまりの処理に名前を付け、必要なときに呼び出せるようにしたものです|同じ処理を一か所に書いておけば、直すときもそこだけで済むからです|呼び出されると渡された引数で処理を行い、多くは結果を戻り値で返します|税抜きの値段を渡すと、税込みの値段を計算して返す処理があります|たくさんの役割を詰め込まず、仕事を一つに絞ると扱いやすくなります
+条件分岐|ある条件が成り立つかどうかで、次に実行する処理を変える書き方です|入力や状況が違っても、それぞれに合った動きをさせられるからです|条件式が真か偽かを調べ、その結果に合うほうの処理だけを実行します|60点以上なら合格、それ以外なら不合格と表示する if 文があります|「以上」と「より大きい」を取り違えやすいので、境目の値でも動きを確かめます
+繰り返し処理|for 文や while 文などで、同じ手順を何度も行わせる書き方です|何百件ものデータがあっても、手順を一度書くだけで済むからです|一周ごとに続けるかどうかを調べ、終わりの条件を満たすと抜け出します|for 文で、1から100までの数を順に足していく計算が挙げられます|終わる条件を間違えると、止まらない無限ループになることがあります
+配列|複数の値を一列に並べ、先頭からの番号で取り出せるようにした入れ物です|たくさんの値を一つの名前でまとめて扱え、順番も保てるからです|要素をメモリに順に並べておき、番号から位置を計算してすぐに読み出します|クラス40人分のテストの点を、出席番号の順に並べたデータがあります|番号を0から数える言語が多く、一つずれた要素を指す誤りに注意が必要です
+連想配列|キーと値を組にして保存し、キーを指定して値を取り出すデータ構造です|何番目にあるかを覚えなくても、意味のある名前から値を探せるからです|多くの場合、キーから計算したハッシュ値をもとに、値の置き場所を決めます|商品名から値段を引けるようにした、Python の辞書があります|同じキーにもう一度代入すると、前の値は上書きされてしまいます
+文字列|文字を順番に並べて、文章や名前などを表すデータです|画面に出す文や利用者の入力など、言葉を扱う場面がとても多いからです|一つ一つの文字を、UTF-8 などの決まりに従った数に置き換えて記録します|引用符で囲んで書く "Hello" というあいさつの言葉が挙げられます|"10" と書いても数値とは別物なので、計算の前に変換が要ることがあります
+データ型|整数や小数、真偽値など、値の種類とそれに行える操作を決める分類です|文字と数を足すような間違いを、早い段階で見つけやすくなるからです|値や変数に種類の情報を結び付け、それに応じて使える演算を決めます|整数を表す int や、真か偽かを表す bool がよく知られています|小数から整数への変換で端数が失われるなど、値の変化に気をつけます
+クラス|オブジェクトが持つデータと処理をまとめて定める、設計図のようなものです|同じ作りのオブジェクトを、決まった形でいくつも作れるからです|属性とメソッドを定めておき、それをひな形にしてインスタンスを作り出します|氏名と学年を持ち、自己紹介のメソッドを備えた Student の定義があります|定義を書いただけでは、実体であるインスタンスはまだ作られていません
+オブジェクト指向|データと処理を持つ「もの」を組み合わせて、プログラムを作る考え方です|大きなプログラムも、役割ごとの部品に分けて作りやすいからです|データを持つ「もの」がメソッドを呼び合う形で、処理を進めます|ゲームの勇者や敵を、体力を持つ部品として作る設計があります|短いプログラムまで細かく分けすぎると、かえって読みにくくなります
+継承|もとになるクラスの性質を引き継いで、新しいクラスを作る仕組みです|共通する部分を親のクラスにまとめれば、コードの重複を減らせるからです|親のメソッドなどを子に渡し、子の側で追加や上書きもできるようにします|動物クラスをもとに、犬や猫のクラスを作る設計が挙げられます|「犬は動物である」のような関係が成り立たないときは、使うのを避けます
+カプセル化|オブジェクトの中のデータを隠し、決めた窓口から操作させる考え方です|外から勝手に値を書き換えられ、つじつまが合わなくなるのを防げるからです|データを private などで非公開にし、公開したメソッドを通して読み書きさせます|口座の残高を直接は変えさせず、入金と出金のメソッドで動かす設計があります|どの項目にも読み書きの窓口を付けると、隠した意味が薄れてしまいます
+再帰|ある処理の中から、その処理自身を呼び出す書き方です|フォルダーの入れ子のような構造を、短く素直なコードで扱えるからです|問題を同じ形の小さな問題に分けて自分を呼び、最小の場合に着くと順に戻ります|5の階乗を、5と「4の階乗」の積として求める計算がよく知られています|止まる条件を書き忘れると、呼び出しが積み重なってエラーになります
+アルゴリズム|並べ替えや道順探しなど、さまざまな問題を解く明確な手順のことです|同じ問題でも手順の選び方しだいで、かかる時間が大きく変わるからです|解きたい問題に合わせ、計算や判断を並べて答えまでの道筋を定めます|二つの整数の最大公約数を求める、ユークリッドの互除法がよく知られています|ふつうの入力で正しくても、空のデータなど極端な入力で誤ることがあります
+スタック|最後に入れたデータを最初に取り出す、後入れ先出しのデータ構造です|関数から呼び出し元へ戻るなど、直前にさかのぼる処理を支えるからです|データを上に積むプッシュと、一番上から取り出すポップで出し入れします|文書作成ソフトで、新しい操作から順に取り消していく機能が挙げられます|空のときに取り出すとエラーになりうるので、先に中身の有無を調べます
+キュー|先に入れたデータから順に取り出す、先入れ先出しのデータ構造です|次々に届く仕事をためておき、受け付けた順に片付けられるからです|新しいデータを列の末尾に加え、取り出すときは先頭から抜いていきます|プリンターが、印刷の依頼を届いた順に処理する待ち行列があります|取り出すより速く追加が続くと列が伸びるため、長さの上限を考えておきます
+ハッシュ関数|いろいろな長さのデータを、決まった長さの値に変える計算のことです|大きなデータどうしでも、短い値を比べれば違いが分かるからです|入力を混ぜ合わせるように計算し、同じ入力からは同じハッシュ値を出します|ファイルの書き換えを見つけるのに使う SHA-256 がよく知られています|異なる入力から同じ値が出る「衝突」が起こりうる点に注意が必要です
+二分探索|整列済みのデータを半分ずつに絞りながら、目的の値を探す方法です|100万件のデータでも、20回ほどの比較で目的の値を探せるからです|真ん中の値と目的の値を比べ、値がない側の半分を候補から外していきます|辞書を真ん中で開き、前か後ろかに絞って単語を探す方法があります|データが順に並んでいないと正しく探せないため、先に並べ替えておきます
+計算量|入力が増えたときに、手間や使うメモリがどう増えるかを表す目安です|少ないデータでは速くても、データが増えると急に遅くなる処理があるからです|入力の大きさを n とし、手間の増え方を最も左右する部分に注目して求めます|n 個のデータを先頭から順に調べる探索を、O(n) と表す書き方があります|定数倍の差を省くため、同じ表記でも実際の時間が等しいとは限りません
+例外処理|実行中に起きたエラーを受け止め、決めておいた対応をする仕組みです|ファイルがないなどの問題が起きても、急に止まらずに対応できるからです|エラーが起きると通常の流れを中断し、対応を書いた場所へ実行を移します|Python の try と except で、割り算のエラーに備える書き方があります|エラーを受け取っても何もせずにいると、原因を見つけにくくなります
+デバッグ|プログラムの不具合の原因を突き止めて、取り除く作業です|原因が分からないまま手を加えると、別の不具合を生みやすいからです|不具合を再現させ、途中の値を確かめながら原因の場所を絞り込んで直します|合計が合わないとき、途中の値を print で表示する作業が挙げられます|一度に何か所も変えると、どの変更が効いたのか分からなくなります
+単体テスト|関数などの小さな部品が、正しく動くかを個別に確かめる検査です|部品の段階で誤りを見つけるほうが、原因の場所を特定しやすいからです|部品に決まった入力を与え、結果が期待した値と同じかどうかを比べます|足し算の関数に2と3を渡し、結果が5になるかを確かめるコードがあります|部品がすべて合格しても、組み合わせたときに正しく動くとは限りません
+リファクタリング|外から見た動きを変えずに、コードの内部の構造を整理することです|読みやすくしておけば、後の修正や機能の追加が楽になるからです|小さく書き換えるたびにテストし、動作が同じままだと確かめて進めます|長すぎる関数を、役割ごとの短い関数に分ける書き直しが挙げられます|機能の追加と同時に行うと問題を切り分けにくいため、別々に進めます
+コードレビュー|書かれたコードをほかの開発者が読み、問題や改善点を伝える活動です|本人が気づかない誤りを見つけ、知識をチームで分かち合えるからです|変更した部分を仲間に読んでもらい、届いた意見をもとに直してから取り込みます|GitHub のプルリクエストで、仲間の変更に意見を書く場面があります|書いた人を責めるのではなく、コードについて理由を添えて意見を伝えます
+バージョン管理|ファイルの変更の履歴を記録し、過去の状態を取り出せるようにすることです|誤って壊しても前の状態に戻せ、誰がいつ変えたかもたどれるからです|変更を区切りごとに保存し、作者や日時の分かる履歴を積み重ねます|ソースコードの変更を Git で記録していく開発がよく知られています|消したファイルも履歴に残るため、パスワードなどを入れるのは避けます
+ブランチ|開発の履歴を枝分かれさせ、本流とは別に変更を進めるための流れです|本流のコードを壊す心配なしに、作りかけの変更を試せるからです|ある時点の履歴から分かれて変更を重ね、終わるとマージで本流に合流します|main から分けた、ログイン機能用の feature/login が挙げられます|長く分けたままだと差が広がり、取り込むときに変更がぶつかりやすくなります
+API|あるソフトウェアの機能を、別のプログラムから使うための窓口と決まりです|内部の作りを知らなくても、ほかのソフトウェアの機能を生かせるからです|決まった形式の要求を別のプログラムから受け、機能を実行して結果を返します|気象サービスが公開する、地名を送ると予報のデータを返す窓口があります|仕様の変更で動かなくなることもあるため、提供元の知らせを確かめます
+ライブラリ|よく使う機能を、自分のプログラムから呼び出せる形でまとめた部品集です|多くの人が使ってきた部品を生かせば、一から書く手間を減らせるからです|プログラムに読み込み、必要なところで自分のコードから機能を呼び出します|数値計算の機能を集めた Python の NumPy がよく知られています|開発が止まると欠陥が直らないことがあるので、選ぶ前に更新の様子を見ます
+フレームワーク|アプリの骨組みを用意し、開発者が必要な部分を書き足して使う土台です|どのアプリにも要る部分を任せ、作りたい機能に集中できるからです|全体の流れを土台の側が進め、開発者の書いたコードを必要なときに呼び出します|Python の Web アプリ作りに使う Django がよく知られています|決められた書き方から外れると扱いにくくなるため、まず作法を学びます
+コンパイラ|ソースコードを、実行の前にまとめて機械語などへ翻訳するプログラムです|人が読みやすいコードを、機械が速く実行できる形に変えられるからです|ソースコードの文法などを調べ、最適化もして別の形のコードを作り出します|C 言語のソースコードから実行ファイルを作る GCC がよく知られています|翻訳に成功しても、手順の誤りまで見つかるとは限りません
+インタプリタ|ソースコードを解釈しながら、その場で実行していくプログラムです|書いたコードをすぐに動かし、結果を見ながら試せるからです|プログラムの命令を順に読み取り、それに対応する動作をその都度行います|Python のコードをすぐに実行する python コマンドがあります|その行を実行するまで出てこない誤りもあるため、広く動かして確かめます
+CI|変更をこまめに統合し、自動でテストする進め方です|変更どうしの食い違いを、早く見つけられるからです|変更が届くたびに、サーバーがテストして結果を知らせます|GitHub Actions で、プッシュのたびにテストする設定があります|テストの失敗を残したまま、次の変更に進むのは避けます
+コンテナ|アプリと必要な部品をひとまとめにし、ほかから隔離して動かす実行環境です|手元と本番のサーバーで、環境の違いによる不具合を減らせるからです|土台の OS のカーネルを共有し、プロセスやファイルの見える範囲を分けます|Docker で、Web サーバーを必要な部品ごと動かす使い方があります|削除すると中に書いたデータも消えるため、残したいものは外に保存します
+仮想環境|Python などで、使うライブラリとその版をプロジェクトごとに分ける仕組みです|あるプロジェクトのための更新が、別のプロジェクトを壊すのを防げるからです|専用のフォルダーにライブラリを入れ、有効な間はそこから読み込むようにします|Python の venv で、課題ごとに .venv を作る使い方が挙げられます|有効にし忘れると別の場所にライブラリが入るので、作業の前に確かめます
+正規表現|文字の並び方の型を記号で表し、それに合う文字列を示す書き方です|決まった形の文字列を、短い書き方でまとめて探せるからです|記号で書いた型を文字列と照らし合わせ、合う部分を見つけます|郵便番号の形を表す [0-9]{3}-[0-9]{4} という書き方があります|点や星印は特別な意味を持つため、文字として探すときはエスケープします
+非同期処理|時間のかかる作業の完了を待たずに、ほかの作業を先に進める方式です|通信の返事を待つ間に、画面が固まってしまうのを防げるからです|作業を始めたら別の仕事に移り、完了の知らせを受けて続きを行います|JavaScript の await で、通信の結果を受け取る書き方があります|始めた順に終わるとは限らず、順番が大事なら完了を待ちます
+マルチスレッド|一つのプロセスの中で、複数の処理の流れを並行して動かす方式です|複数の CPU コアで計算を分担し、早く終えられる場合があるからです|メモリを共有する複数の流れを、OS などが切り替えながらコアに割り当てます|動画の再生ソフトで、映像と音声の処理を並行して進める作りが挙げられます|同じデータを同時に書き換えると値が壊れうるため、ロックなどで守ります
+ガベージコレクション|プログラムが使わなくなったメモリを、自動で回収する仕組みです|メモリの解放し忘れや、早すぎる解放を減らせるからです|参照されなくなったデータを見つけ、その領域をまた使えるようにします|Java で、不要になったオブジェクトを片付ける動作が挙げられます|使わないデータでも、参照が残っているとふつうは回収されません
+デザインパターン|設計でよく出会う問題に対する、定番の解決策に名前を付けた型です|名前を挙げるだけで設計の意図が伝わり、先人の工夫を生かせるからです|設計の悩みに合う型を選び、クラスの役割や関係を自分のコードに当てはめます|状態の変化を登録先に知らせる Observer がよく知られています|型を使うこと自体を目的にせず、解きたい問題があるときに取り入れます
+SQLインジェクション|入力欄などに SQL の断片を送り、データベースを不正に操る攻撃です|手口を知らずに作ると、情報の流出を招きかねないからです|入力がそのまま SQL 文につながり、命令の一部として働いて起こります|ログイン画面に細工した文を入れ、認証を破る手口があります|プレースホルダーを使い、値を命令文と分けて渡すことが対策の基本です
+コメント|コードの中に書かれ、実行されることのない、人に向けた説明文です|後で読む人が、なぜそのように書いたのかを理解しやすくなるからです|# や // などの記号で目印を付けて書かれ、実行のときには読み飛ばされます|Python の計算式の上に「# 消費税を加える」と書いた一行があります|コードだけを直して説明を古いまま残すと、読む人を誤解させてしまいます
+キャッシュ|一度得たデータや計算結果を、すぐ取り出せる場所に一時的に置いたものです|遅い読み込みや同じ計算を繰り返さずに済み、応答を速くできるからです|手元に写しがあればそれを返し、なければ元から取ってきて残しておきます|ブラウザーが画像を保存しておき、次は手元から表示する動作が挙げられます|元のデータが変わっても古い写しを返しうるため、有効期限を決めておきます
+[データサイエンス]
+平均値|すべての値を足し、個数で割って求める代表値です|たくさんの数値の中心を、一つの数で手短に伝えられるからです|合計を個数で割るだけなので、どの値も同じ重みで結果に影響します|クラス全員のテストの点から求める平均点があります|飛び抜けて大きい値に引っ張られるため、中央値も併せて見ます
+中央値|データを大きさの順に並べたとき、ちょうど真ん中に来る値です|極端な値が少し混じっても、あまり動かない代表値だからです|小さい順に並べた真ん中を選び、個数が偶数なら中央の二つを足して半分にします|五人の年収を比べるとき、上から三番目の人の金額を使う場合が挙げられます|並び順をもとに決めるので、両端の値がどれほど離れているかは分かりません
+標準偏差|値が平均のまわりにどれほど散らばるかを、元の単位で示す数です|平均が同じ集団どうしでも、ばらつきの違いを見分けられるからです|平均との差を二乗して平均し、その平方根をとって求めます|テストの点の散らばりを「約10点」のように表す数字が挙げられます|差を二乗するため、遠く離れた値が一つあるだけで大きくふくらみます
+相関係数|二つの量の直線的な関係の強さを、マイナス1から1までで表す数です|二つの量が一緒に増減する度合いを、単位によらず比べられるからです|二つの量の共分散を、それぞれの標準偏差の積で割って計算します|多くの人の身長と体重の関係を調べて得た、0.7という値があります|曲線の関係は見落としやすいので、値だけで判断せず図も見ます
+因果関係|一方の変化が原因となって、もう一方の変化を引き起こす関係です|原因を見きわめずに対策をしても、効果が出ないことが多いからです|原因が先に起こり、その働きかけで後の結果が変わるという順で成り立ちます|水やりをやめたために、鉢植えの花が枯れる場合が挙げられます|二つが同時に動くだけで、原因と結果だと決めつけないことが重要です
+線形回帰|入力に係数を掛けて足し合わせた式で、売上などの数値を予測する手法です|どの入力が予測値をどれだけ動かすかを、係数から読み取れるからです|ふつう、予測と実測の差の二乗の合計が最小になる直線や平面を求めます|部屋の広さと駅からの距離をもとに、家賃を予測する式があります|関係が曲線的だと当てはまりが悪いので、残差の図を描いて点検します
+ロジスティック回帰|「はい」になる確率を、S字の曲線を当てはめて予測する分類手法です|分類の結果だけでなく、どれほど確からしいかも数値で示せるからです|入力に重みを掛けて足し、シグモイド関数で0から1の確率に変えます|検査の値から、病気である確率を見積もる使い方がよく知られています|確率をどこで区切って判定するかにより、見逃しと誤報の数が変わります
+決定木|条件の質問を一本の木の形に枝分かれさせて、答えを予測するモデルです|予測に至る道筋を、人が図の上で追いやすいからです|データをよく分ける質問を根元から順に選び、一本の木を育てます|「雨か」「休日か」と順に分けて、来客数を予測する図が挙げられます|枝を深くしすぎると過学習しやすいので、深さに上限を設けます
+ランダムフォレスト|互いに独立に育てた多くの決定木の予測を、一つにまとめる手法です|一本の木では不安定な予測を、たくさんの木で安定させられるからです|無作為に選んだデータと特徴量で木を別々に育て、多数決や平均をとります|数百本の木の多数決で、解約しそうな顧客を見分けるモデルがあります|木の数が多いため、一つ一つの予測の根拠を追いにくくなります
+勾配ブースティング|前までの予測の誤りを補うモデルを、順番に足していく学習手法です|表形式のデータで、高い予測精度を得やすい手法の一つだからです|損失が減る方向へ、小さな木などを一つずつ加えて予測を直します|XGBoostやLightGBMというライブラリがよく知られています|木を増やしすぎると過学習するので、検証データを見て早めに止めます
+k平均法|データをk個の組に分け、それぞれを最も近い中心の組に入れる手法です|手順が単純で、件数の多いデータも比較的速くグループに分けられるからです|近い中心への割り当てと中心の計算し直しを、変化がなくなるまで繰り返します|買い物の額と回数から、客を三つの組に分ける分析がよく知られています|組の数を先に決める必要があり、最初の中心の選び方でも結果が変わりえます
+主成分分析|多くの変数を、互いに無相関な新しい軸へ置き換える手法です|似た動きをする変数の重なりを、少ない軸にまとめて見渡せるからです|ばらつきが最大の軸を選び、次はそれと直角な軸の中から選びます|五教科の点を、総合力などの少ない軸にまとめる分析があります|変数の単位に結果が左右されるため、先に尺度をそろえることが多いです
+クラスタリング|正解のラベルを使わず、似たデータをグループに分ける手法の総称です|分類の決まっていないデータからも、まとまりを見つけられるからです|中心、階層、密度などに注目する方法から選び、似たデータを同じ群に集めます|話題の近いニュース記事を、自動でまとまりに分ける作業が挙げられます|正解がないので、分けた群に意味があるかどうかを人が吟味します
+交差検証|データを分け、検証に使う部分を入れ替えながらモデルを評価する方法です|たまたまの分け方に左右されにくい、安定した評価を得られるからです|k等分した一つを検証に、残りを訓練に使い、順に替えてk回行います|データを五つに分け、五回の精度を平均する方法がよく知られています|時系列データの場合、未来で学んで過去を試すような分け方を避けます
+混同行列|分類の予測と正解の組み合わせごとに、件数を並べた表です|正解率だけでは見えない、間違い方の内訳が分かるからです|データを正解と予測の組で仕分け、当てはまるマスの件数を数えて作ります|迷惑メールの判定の当たり外れを、四つのマスに数えた表があります|行と列のどちらを正解とするかは資料により違うので、先に確かめます
+適合率|陽性と予測したもののうち、実際に陽性だったものの割合です|陽性という判定を、どれほど信用してよいかが分かるからです|真陽性の数を、真陽性と偽陽性を合わせた数で割って求めます|迷惑と判定した10通のうち、9通が本当に迷惑メールで90%となる場合があります|値を上げようと判定を厳しくすると、陽性の見逃しが増えがちです
+再現率|実際に陽性であるもののうち、陽性と予測できたものの割合です|病気の検査のように、見逃しを減らしたい場面の目安になるからです|正しく見つけた陽性の数を、見逃した分も含む陽性の総数で割ります|患者100人のうち80人を検査で見つけ、80%となる場合が挙げられます|すべてを陽性と答えるだけで100%になるため、誤報の多さも見ます
+ROC曲線|判定の基準を変えたときの、真陽性率と偽陽性率の関係を描いた線です|一つの基準に頼らず、分類モデルの見分ける力を比べられるからです|しきい値を動かし、横に偽陽性率、縦に真陽性率をとって点を結びます|二つの検査法の線を重ね、左上に寄る方が優れていると見る比較があります|陽性がごく少ないデータだと、性能が良く見えすぎることがあります
+仮説検定|データをもとに、帰無仮説を棄却するかどうかを決める手続きです|差がたまたま出る程度のものかを、決めた基準で判断できるからです|p値を計算し、先に決めた有意水準以下なら帰無仮説を退けます|コインを100回投げ、表の出やすさに偏りがあるかを調べる場合があります|棄却できなくても、帰無仮説が正しいと示されたわけではありません
+p値|帰無仮説が正しいとしたとき、観測した結果以上に極端な結果が出る確率です|データが帰無仮説とどれほど合わないかを、一つの数で示せるからです|帰無仮説のもとでの検定統計量の分布から、実際の値以上に外れる確率を求めます|10回中9回表が出たコインの片側検定で、約0.01になる場合があります|帰無仮説が正しい確率や、効果の大きさを表す数だと読むのは誤りです
+信頼区間|標本を取り直すたびに作れば、決めた割合で真の値を含む範囲です|推定した値がどれほど不確かなのかを、幅で示せるからです|多くの場合、推定値の前後に標準誤差の何倍かの幅をとって作ります|支持率40%に、前後3ポイントの幅を添える報告が挙げられます|計算した範囲に真の値が95%の確率で入る、という解釈を避けます
+A/Bテスト|利用者を無作為に分けて別々の案を見せ、効果を比べる実験です|思い込みでなく、実際の利用者の反応をもとに案を選べるからです|どちらの案を見せるかを利用者ごとに無作為に決め、同じ期間の成果を比べます|購入ボタンの色を二通り用意し、購入率を比べる実験がよく知られています|途中で何度も結果をのぞき、差が出た時点でやめると誤判定が増えます
+標本抽出|調べたい集団の全体から、実際に調べる一部の対象を選び出すことです|全員を調べられなくても、一部から全体の様子を推し量れるからです|基本の方法だと、名簿に番号を振り、乱数で当たった対象を選びます|全国の有権者から、世論調査に答える人を選ぶ場合があります|選び方そのものが偏っていると、人数を増やしても偏りは消えません
+正規分布|平均を中心に左右対称で、釣り鐘の形をした確率分布です|測定の誤差などをよく近似でき、多くの統計手法の土台になるからです|平均が山の位置を、標準偏差が山の広がりを決めます|成人男性の身長のばらつきを、釣り鐘形の曲線で表す場合があります|所得のように右へ長く伸びるデータに、そのまま当てはめるのを避けます
+外れ値|ほかの多くの値から、大きくかけ離れた値です|一つあるだけで、平均などの分析結果を大きくゆがめることがあるからです|入力の誤りや機器の故障のほか、まれな出来事が実際に起きたときにも生じます|人の身長の記録に、1700cmという値が紛れている場合があります|すぐに消さず、誤りか本物かを調べてから扱いを決めます
+欠損値|本来あるはずなのに、記録されず空いている値です|放っておくと計算ができなかったり、結果が偏ったりするからです|質問への無回答や、センサーの通信切れなどでデータが取れないと生じます|アンケートで、年収の欄だけが空白になった回答が挙げられます|抜けた理由を考えずに0で埋めると、分析の結果をゆがめかねません
+データの標準化|値を平均0、標準偏差1になるように変換することです|単位や桁の違う項目を、同じ物差しで比べられるからです|各項目の値から平均を引き、その差を標準偏差で割って行います|平均60、標準偏差10のテストで、70点を1に直す計算があります|訓練データで求めた平均と標準偏差を、テストデータにも使います
+特徴量エンジニアリング|元のデータから、モデルの予測に役立つ入力の項目を作り出す作業です|同じ手法でも、入力の工夫しだいで精度が変わるからです|業務の知識をもとに、値の差や比、曜日などを列として加えます|日時から「週末かどうか」という列を作る工夫がよく知られています|予測の時点で手に入らない情報を、材料にしてはいけません
+次元削減|データの情報をなるべく保ちながら、変数の数を減らす処理の総称です|変数が多くて図に描けないデータも、平面などに表して眺められるからです|線形や非線形の変換を選び、高次元の点を少ない座標で表します|手書き数字の画像を、t-SNEで平面の点として描く図があります|失われる情報があり、図の上の距離が元の近さを保つとは限りません
+ヒストグラム|数値の分布の様子を、すき間なく並べた柱で表す図です|データの山の位置や数、左右の偏りを一目でつかめるからです|値の範囲を同じ幅の区間に区切り、各区間の個数を柱の高さにとって描きます|テストの点を10点刻みで数え、人数を柱で示した図があります|区間の幅の取り方で山の見え方が変わるため、幅を変えて見比べます
+箱ひげ図|四分位数を箱で、その外側の広がりを線で表す図です|いくつもの集団の中心とばらつきを、並べて手早く比べられるからです|第1から第3の四分位数までを箱で囲み、中央値の位置に線を引きます|三つのクラスの点数の分布を、箱を三つ並べて比べる図が挙げられます|山が二つある分布でも一つの箱になるため、細かな形は分かりません
+散布図|二つの量を縦軸と横軸にとり、データを点で示す図です|二つの量の関係や、群れから離れた点を目で確かめられるからです|一件ごとに、二つの値が交わる位置へ点を一つずつ打って描きます|気温を横軸、アイスの売上を縦軸にとった図がよく知られています|点が多いと重なって見えなくなるので、半透明にするなどの工夫が必要です
+時系列分析|時間の順に並んだデータから、傾向や周期を読み取る方法です|過去の動きの規則性をもとに、先の需要などを見通せるからです|長期の傾向と季節の波に分けたり、過去の値との関連を調べたりします|月ごとのアイスの売上から、次の夏の売上を予測する場合があります|隣り合う時点の値は関連し合うことが多く、独立とみなすのは危険です
+移動平均|一定の長さの期間をずらしながら、期間内の平均を並べたものです|日々の細かな上下をならし、大きな流れを見やすくできるからです|新しい値を加えて最も古い値を外し、同じ個数のまま計算し直していきます|株価の25日線や、感染者数の7日間の平均がよく知られています|期間を長くするほど滑らかになりますが、変化への反応は遅れます
+ベイズ推定|事前の見込みをデータで更新し、未知の量の確率分布を求める方法です|データが少ないときも、既存の知識を取り入れて不確かさを示せるからです|事前分布に尤度を掛け、全体の確率が1になるように整えて事後分布を得ます|コインの表が出る確率を、投げるたびに見積もり直す計算があります|事前分布の選び方が結果に響くため、選んだ根拠を示すことが望まれます
+ブートストラップ法|手元の標本から何度も標本を取り直し、推定のばらつきを調べる方法です|誤差を数式で求めにくい量でも、不確かさを見積もれるからです|元と同じ個数を重複を許して抜き出し、統計量を何度も計算します|50人の年収から千回取り直し、中央値の誤差を見積もる場合があります|元の標本が母集団をよく表していないと、信頼できる結果は得られません
+データリーク|機械学習で、予測時には使えないはずの情報が学習に紛れ込むことです|見落とすと、評価だけが良くて実際には当たらないモデルになるからです|テストデータも含めて前処理をしたり、答えを含む列を使ったりすると起こります|病気の予測に、診断後に出した薬の記録を入れてしまう失敗があります|成績が良すぎると感じたら、各列がいつ得られる情報かを洗い直します
+SQL|リレーショナルデータベースの定義や検索、更新に使う言語です|大きな表から、必要な行や集計の結果を短い命令で取り出せるからです|欲しい結果を文で書くと、データベースが取り出す手順を決めて実行します|東京に住む顧客だけを表から選び出すSELECT文がよく知られています|WHERE句を忘れた更新や削除が、表の全行に及ぶことに注意が必要です
+データベースの正規化|同じ情報の重複を減らすように、表を分けて整える設計です|一か所を直せば済み、データの食い違いを防ぎやすいからです|どの列の値がどの列で決まるかを調べ、それに沿って表を分けます|注文の表から、客の住所を別の表に分ける設計があります|表を細かく分けすぎると、結合が増えて検索が遅くなりえます
+データウェアハウス|複数の業務システムのデータを集め、分析用に整えて長く保つ保管庫です|部門ごとに散らばる記録を、そろった基準でまとめて分析できるからです|各システムから抜き出したデータの形式をそろえ、過去の履歴とともにためます|BigQueryやSnowflakeなどのサービスがよく知られています|元データの誤りが分析にも響くため、取り込む際の点検が欠かせません
+オープンデータ|誰でも自由に再利用や再配布ができる条件で公開されたデータです|行政などの情報を市民や企業が生かし、新しいサービスを作れるからです|国や自治体などが利用条件を明示し、機械で読みやすい形で公開します|自治体がウェブで公開している、避難所の位置の一覧が挙げられます|出典の表示などの条件が付くこともあるので、利用規約を読んで使います
+データの匿名化|誰の情報かを特定できないように、個人のデータを加工することです|プライバシーを守りながら、個人に関する記録を分析に使えるからです|氏名を除き、年齢を年代に丸めるなど、本人に結びつく情報を減らします|買い物の記録から名前を消し、住所は県だけ残す加工があります|氏名を消しても、ほかの情報と照らし合わせて本人が分かる場合があります
+"""  # noqa: E501
+
+
+if __name__ == "__main__":
+    sys.exit(main())

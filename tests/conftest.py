@@ -1,0 +1,78 @@
+"""テストに共通の用意です。小さなモデルはその場で作り、ネットワークは使いません。"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import dpo_helpers as dpo  # noqa: E402
+
+SEEDS = (42, 0, 1)
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: 数分かかるテスト（pytest -m 'not slow' で省けます）")
+
+
+def run_cli(*args, cwd, **options):
+    """README のコマンドと同じ形で、別のプロセスとして実行します。"""
+    command = [sys.executable, str(ROOT / "dpo_helpers.py"), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory):
+    """学習していない、ごく小さな GPT-2 のフォルダです。学習の段取りを数秒で確かめるために使います。"""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    pairs = dpo.build_pairs(1000)
+    tokenizer = dpo._tiny_tokenizer([p + a for p, a in zip(pairs["prompt"], pairs["chosen"], strict=True)])
+    torch.manual_seed(0)
+    size = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=1, n_head=2,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("models") / "small"
+    GPT2LMHeadModel(size).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_config(small_base, tmp_path_factory):
+    """small_base を、60 対だけで学習する設定を作る関数です。"""
+
+    def make(**options):
+        folder = options.pop("output_dir", None) or tmp_path_factory.mktemp("runs") / "run"
+        defaults = {"base_model": str(small_base), "num_pairs": 60, "sft_epochs": 1.0, "lora_alpha": 640.0, "lora_r": 8}
+        return dpo.Config(**defaults | options | {"output_dir": str(folder)})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_run(small_config):
+    run = dpo.train(small_config())
+    dpo.evaluate_run(run)
+    dpo.save_run(run)
+    run.lock.release()
+    return run
+
+
+@pytest.fixture(scope="session")
+def offline_runs(tmp_path_factory):
+    """README のコマンド 1 を、三つの種でそのまま実行した結果のフォルダです。"""
+    folder = tmp_path_factory.mktemp("offline")
+    for seed in SEEDS:
+        seeds = ("--seed", seed, "--data_seed", seed)
+        done = run_cli("--base_model", "offline-tiny", *seeds, "--output_dir", seed, cwd=folder)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (folder / f"{seed}.txt").write_text(done.stdout)
+    return {seed: folder / str(seed) for seed in SEEDS}

@@ -1,0 +1,57 @@
+"""推奨値を決めたときの測定です。土台を一度だけ作り、既定から一つずつ変えて、結果を tests/results に書きます。
+
+    python tests/measure_recipe.py            # 2 コアの CPU で 10 分ほど
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import dpo_helpers as dpo  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "recipe.json"
+VARIANTS = {
+    "推奨値": {},
+    "α を 1/4 に": {"lora_alpha": dpo.RECOMMENDED["offline-tiny"]["lora_alpha"] / 4},
+    "α を 4 倍に": {"lora_alpha": dpo.RECOMMENDED["offline-tiny"]["lora_alpha"] * 4},
+    "α を慣例の 2r に": {"lora_alpha": 2.0 * dpo.RECOMMENDED["offline-tiny"]["lora_r"]},
+    "ランクを 16 に": {"lora_r": 16},
+    "β を 0.1 に": {"beta": 0.1},
+    "SFT の項なし": {"sft_weight": 0.0},
+    "勾配ノルムを 1 で切る": {"max_grad_norm": 1.0},
+    "SFT を 1 エポック先に": {"sft_epochs": 1.0},
+}
+KEPT = ("first_loss", "final_loss", "accuracy_after", "accuracy_interval", "accuracy_by_flaw", "margin_after")
+
+
+def measure(base: Path, folder: Path, changes: dict) -> dict:
+    config = dpo.Config(base_model="offline-tiny", output_dir=str(folder), **changes)
+    folder.mkdir()
+    shutil.copytree(base, folder / "base")
+    dpo._save_text(folder / "config.json", json.dumps({"identity": dpo._identity(config, dpo.prepare_pairs(config))}))
+    metrics = dpo.evaluate_run(dpo.train(config))
+    answers = {key: metrics["answers"][key] for key in ("chrf_gain", "chrf_gain_interval", "dpo")}
+    return {"config": asdict(config.resolved())} | {key: metrics[key] for key in KEPT} | {"answers": answers}
+
+
+def main() -> None:
+    results = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        scratch = Path(scratch)
+        model, tokenizer = dpo.load_model(dpo.Config(base_model="offline-tiny", output_dir=str(scratch / "none")))
+        dpo._save_whole(scratch / "base", model.save_pretrained, tokenizer.save_pretrained)
+        for number, (name, changes) in enumerate(VARIANTS.items()):
+            results[name] = measure(scratch / "base", scratch / str(number), changes)
+            print(name, {key: results[name][key] for key in KEPT}, results[name]["answers"], flush=True)
+    RESULTS.parent.mkdir(exist_ok=True)
+    text = json.dumps({"runtime": dpo.describe_runtime(), "runs": results}, ensure_ascii=False, indent=1)
+    RESULTS.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""README のコマンド 1 を三つの種でそのまま実行し、製品の約束がすべて守られることを確かめます（6 分ほど）。"""
+
+import json
+import math
+
+import pytest
+from conftest import SEEDS
+
+import dpo_helpers as dpo
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def metrics(offline_runs):
+    return {seed: json.loads((folder / "metrics.json").read_text("utf-8")) for seed, folder in offline_runs.items()}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_loss_starts_at_ln_2_and_ends_between_01_and_03(metrics, seed):
+    assert metrics[seed]["first_loss"] == pytest.approx(math.log(2), abs=0.005)
+    assert 0.1 <= metrics[seed]["final_loss"] <= 0.3
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_it_learned_what_it_was_never_shown(metrics, seed):
+    found = metrics[seed]
+    assert found["accuracy_after"] >= 0.80 and found["verdict"] == "学習した"
+    assert found["eval_pairs"] == 150 and found["train_pairs"] == 850
+    for flaw in dpo.NEEDS_PROMPT:
+        assert found["accuracy_by_flaw"][flaw][0] >= 0.70
+
+
+def test_mean_accuracy_is_in_the_promised_range(metrics):
+    assert 0.82 <= sum(m["accuracy_after"] for m in metrics.values()) / len(metrics) <= 0.97
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_answers_did_not_suffer(metrics, seed):
+    answers = metrics[seed]["answers"]
+    assert answers["dpo"]["ended"] >= 0.95 and answers["dpo"]["empty"] == 0
+    assert answers["dpo"]["repeats"] <= answers["warmup"]["repeats"] + 0.02
+    assert answers["chrf_gain_interval"][1] >= 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_command_ends_with_a_small_table_and_leaves_the_run_folder(offline_runs, metrics, seed):
+    folder = offline_runs[seed]
+    names = {p.name for p in folder.iterdir()}
+    assert names >= {"adapter", "base", "warmup", "checkpoints", "metrics.json", "history.jsonl", "pairs.jsonl",
+                     "README.md", "config.json", "environment.json", "history.png", "margins.png"}  # fmt: skip
+    shown = (folder.parent / f"{seed}.txt").read_text()
+    assert dpo.summary_table(metrics[seed]) in shown and f"判定: {metrics[seed]['verdict']}" in shown
+    assert metrics[seed]["total_seconds"] < 400  # 手元では 2 分ほど。ゆるい見張り
+
+
+def test_a_loaded_run_answers_like_the_trained_model(offline_runs):
+    run = dpo.load_run(offline_runs[42])
+    answer = dpo.generate_response("質問: AIとは何ですか？", run.model, run.tokenizer)
+    assert answer.startswith("AIとは、") and answer.endswith("。")

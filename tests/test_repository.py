@@ -1,0 +1,78 @@
+"""書いてある数と、置いてあるファイルが、ほんとうのものであることを確かめます。"""
+
+import ast
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, SEEDS
+
+import dpo_helpers as dpo
+
+RESULTS = ROOT / "tests" / "results"
+README = (ROOT / "README_COLAB.md").read_text("utf-8")
+
+
+def test_ruff_is_satisfied():
+    command = [sys.executable, "-m", "ruff", "check", "--line-length", "120", "--select", "E,F,I,UP,B,SIM,C4", "."]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_result_tables_in_the_readme_come_from_saved_runs():
+    runs = {seed: json.loads((RESULTS / f"offline_tiny_{seed}.json").read_text("utf-8")) for seed in SEEDS}
+    assert dpo.summary_table(runs[42]) in README
+    for seed, metrics in runs.items():
+        low, high = metrics["accuracy_interval"]
+        row = f"| {seed} | {metrics['first_loss']:.3f} | {metrics['final_loss']:.3f} "
+        row += f"| {metrics['accuracy_after']:.1%}（{low:.1%}〜{high:.1%}） |"
+        assert row in README
+
+
+def test_recipe_table_in_the_readme_comes_from_saved_runs():
+    runs = json.loads((RESULTS / "recipe.json").read_text("utf-8"))["runs"]
+    assert len(runs) >= 8
+    for name, run in runs.items():
+        low, high = run["answers"]["chrf_gain_interval"]
+        row = f"| {name} | {run['final_loss']:.3f} | {run['accuracy_after']:.1%} "
+        row += f"| {run['answers']['chrf_gain']:+.1f}（{low:+.1f}〜{high:+.1f}） |"
+        assert row in README
+    config = dpo.Config(base_model="offline-tiny").resolved()
+    best = runs["推奨値"]["config"]
+    assert (best["lora_r"], best["beta"], best["sft_weight"]) == (config.lora_r, config.beta, config.sft_weight)
+
+
+def test_readme_has_both_commands_and_the_top_level_it_shows():
+    for command in (
+        "pip install -r requirements.txt -c tests/constraints.txt && python dpo_helpers.py "
+        "--base_model offline-tiny --output_dir out",
+        "pip install -r requirements.txt -r tests/requirements.txt -c tests/constraints.txt && python -m pytest",
+    ):
+        assert command in README
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in {line.partition("/")[0] for line in tracked.split()} - {".gitignore"}:
+        assert name in README, f"{name} が README のファイルの一覧にありません"
+
+
+@pytest.mark.parametrize("package", dpo.PACKAGES)
+def test_requirements_admit_what_the_constraints_pin(package):
+    from packaging.requirements import Requirement
+
+    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+    wanted = {r.name: r for r in (Requirement(line.split("#")[0]) for line in lines if line.split("#")[0].strip())}
+    pinned = dict(line.split("==") for line in (ROOT / "tests" / "constraints.txt").read_text().split())
+    assert wanted[package].specifier.contains(pinned[package])
+
+
+def test_module_keeps_its_shape():
+    """一つの関数は 45 行まで。公開の名前には説明があり、先頭で読み込むのは標準ライブラリだけです。"""
+    tree = ast.parse((ROOT / "dpo_helpers.py").read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 45, node.name
+            if not node.name.startswith("_") and node in tree.body:
+                assert ast.get_docstring(node), node.name
+    roots = {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in tree.body
+             if isinstance(n, (ast.Import, ast.ImportFrom))}  # fmt: skip
+    assert {name.partition(".")[0] for name in roots} <= set(sys.stdlib_module_names)

@@ -1,0 +1,178 @@
+"""学習・採点・生成・保存の段取りを、ごく小さなモデルで確かめます。"""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import dpo_helpers as dpo
+
+
+def adapter_difference(left: Path, right: Path) -> float:
+    from safetensors.torch import load_file
+
+    a, b = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (left, right))
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def test_first_preference_loss_is_ln_2_and_margin_0(small_run):
+    first = small_run.history[0]
+    assert first["loss/preference"] == pytest.approx(math.log(2), abs=1e-4)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    total = first["loss/preference"] + small_run.config.sft_weight * first["loss/sft"]
+    assert first["loss"] == pytest.approx(total, abs=1e-3)
+
+
+def test_preference_loss_is_split_from_the_sft_term_exactly(small_config):
+    """SFT の項を足さない実行と足した実行で、最初の選好の損失が一致します。長さの上限で切れる対を含みます。"""
+    for weight in (0.0, 8.0):
+        run = dpo.train(small_config(sft_weight=weight, max_length=24))
+        assert run.history[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_scores_agree_with_trl_and_with_a_direct_computation(small_run):
+    scores = small_run.scores[small_run.scores["split"] == "eval"].reset_index(drop=True)
+    model, tokenizer, row = small_run.model.eval(), small_run.tokenizer, scores.iloc[0]
+    prompt = tokenizer(row["prompt"])["input_ids"]
+    whole = torch.tensor([tokenizer(row["prompt"] + row["chosen"] + tokenizer.eos_token)["input_ids"]])
+    with torch.no_grad():
+        logps = model(whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])[len(prompt) - 1 :]
+    assert row["logp_dpo_chosen"] == pytest.approx(logps.sum().item(), abs=1e-3)
+    assert row["tokens_chosen"] == len(logps)
+    expected = small_run.config.beta * (row["logp_dpo_chosen"] - row["logp_warmup_chosen"])
+    assert row["reward_chosen"] == pytest.approx(expected)
+
+
+def test_metrics_have_every_promised_field(small_run):
+    promised = {
+        "first_loss", "final_loss", "train_seconds", "total_seconds", "pairs_per_second", "peak_memory_gb",
+        "train_pairs", "eval_pairs", "accuracy_after", "accuracy_interval", "logp_accuracy_before",
+        "logp_accuracy_after",
+        "accuracy_by_flaw", "margin_after", "answers", "verdict",
+    }  # fmt: skip
+    saved = json.loads((small_run.folder / "metrics.json").read_text("utf-8"))
+    assert promised <= set(saved)
+    assert saved["train_pairs"] + saved["eval_pairs"] == 60
+    assert set(saved["answers"]) >= set(dpo.ADAPTERS) and saved["verdict"] in ("学習した", "暗記した", "信号なし")
+    assert sum(n for _, n in saved["accuracy_by_flaw"].values()) == saved["eval_pairs"]
+
+
+def test_run_folder_is_complete_and_leaves_no_drafts(small_run):
+    names = {p.name for p in small_run.folder.iterdir()}
+    assert names >= {"adapter", "warmup", "checkpoints", "metrics.json", "history.jsonl", "pairs.jsonl", "config.json",
+                     "environment.json", "README.md", "history.png", "margins.png"}  # fmt: skip
+    assert not [name for name in names if name.endswith(".tmp")]
+    adapter = {p.name for p in (small_run.folder / "adapter").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= adapter and "ref" not in adapter
+    assert not [p for p in (small_run.folder / "adapter").rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_two_line_loading_and_load_run_give_the_trained_model(small_run, small_base):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    pairs, tokenizer = small_run.eval_pairs, small_run.tokenizer
+    want, _ = dpo.answer_logps(small_run.model, tokenizer, pairs["prompt"], pairs["chosen"])
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(small_base), small_run.folder / "adapter")
+    loaded = dpo.load_run(small_run.folder)
+    for model in (plain, loaded.model):
+        got, _ = dpo.answer_logps(model, tokenizer, pairs["prompt"], pairs["chosen"])
+        assert got == pytest.approx(want, abs=1e-4)
+    want = dpo.score_pairs(small_run)["margin"].tolist()
+    assert dpo.score_pairs(loaded)["margin"].tolist() == pytest.approx(want, abs=1e-4)
+    assert loaded.metrics == json.loads(json.dumps(small_run.metrics)) and loaded.history == small_run.history
+
+
+def test_saving_elsewhere_gives_a_folder_that_loads(small_run, tmp_path):
+    copy = dpo.load_run(dpo.save_run(small_run, tmp_path / "copy"))
+    assert copy.metrics["verdict"] == small_run.metrics["verdict"]
+    assert adapter_difference(copy.folder, small_run.folder) == 0
+
+
+def test_generate_response_adds_what_the_prompt_lacks(small_run):
+    answers = {
+        dpo.generate_response(prompt, small_run.model, small_run.tokenizer)
+        for prompt in ("AIとは何ですか？", "質問: AIとは何ですか？", "質問: AIとは何ですか？\n回答:")
+    }
+    assert len(answers) == 1 and isinstance(answers.pop(), str)
+    with pytest.raises(dpo.HelperError, match="質問"):
+        dpo.generate_response("  ", small_run.model, small_run.tokenizer)
+
+
+def test_batched_generation_equals_one_by_one(small_run):
+    prompts = small_run.eval_pairs["prompt"][:]
+    together = dpo.generate_responses(prompts, small_run.model, small_run.tokenizer)
+    alone = [dpo.generate_responses([p], small_run.model, small_run.tokenizer)[0] for p in prompts]
+    same = sum(a == b for a, b in zip(together, alone, strict=True))
+    assert same >= len(prompts) - 1  # 詰め物で計算の順が変わり、僅差の語が入れ替わることがまれにある
+
+
+def test_finished_run_is_shown_and_another_configuration_is_refused(small_run, small_config, capsys):
+    names = ("base_model", "num_pairs", "sft_epochs", "lora_alpha", "lora_r")
+    settings = {name: getattr(small_run.config, name) for name in names}
+    command = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    command += ["--output_dir", str(small_run.folder)]
+    assert dpo.main(command) == 0
+    out = capsys.readouterr().out
+    assert "終わっています" in out and f"判定: {small_run.metrics['verdict']}" in out
+    assert dpo.main([*command, "--beta", "0.25"]) == 2
+    assert "別の output_dir" in capsys.readouterr().err
+
+
+def test_one_process_holds_a_folder_at_a_time(small_config, tmp_path):
+    config = small_config(output_dir=tmp_path / "held")
+    run = dpo.train(config)
+    with pytest.raises(dpo.HelperError, match="別の実行が使っています"):
+        dpo.train(config)
+    run.lock.release()
+    dpo.train(config).lock.release()
+
+
+def test_pairs_that_cannot_be_learned_from_are_refused_before_a_folder_is_made(small_config, tmp_path):
+    rows = dpo.build_pairs(60).to_list()
+    rows[4]["rejected"] = rows[4]["chosen"]
+    with pytest.raises(dpo.HelperError, match=r"\[4\]"):
+        dpo.train(small_config(output_dir=tmp_path / "out"), rows)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("moment", ["warmup", "checkpoints/checkpoint-50", "checkpoints/checkpoint-100"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_adapter(moment, small_base, tmp_path):
+    def command(folder):
+        return [sys.executable, str(ROOT / "dpo_helpers.py"), "--base_model", str(small_base), "--num_pairs", "600",
+                "--lora_alpha", "640", "--lora_r", "8", "--sft_epochs", "0.5", "--output_dir", str(folder)]  # fmt: skip
+
+    whole = small_base.parent / "uninterrupted"
+    if not (whole / "metrics.json").exists():
+        subprocess.run(command(whole), check=True, capture_output=True)
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    marker = broken / moment if moment == "warmup" else broken / moment / "trainer_state.json"
+    while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert marker.exists() and not (broken / "metrics.json").exists()
+    subprocess.run(command(broken), check=True, capture_output=True)
+    assert adapter_difference(whole, broken) == 0
+    metrics = json.loads((broken / "metrics.json").read_text("utf-8"))
+    assert metrics["resumed_from_step"] >= int(moment.rpartition("-")[2] if "-" in moment else 0)
+    assert metrics["final_loss"] == json.loads((whole / "metrics.json").read_text("utf-8"))["final_loss"]
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    for step, text in ((50, "{}"), (100, '{"torn'), (150, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if text is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
+    assert dpo.last_checkpoint(tmp_path).name == "checkpoint-50"
+    assert dpo.last_checkpoint(tmp_path / "none") is None

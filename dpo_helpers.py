@@ -28,6 +28,7 @@ import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 
@@ -54,13 +55,14 @@ RECOMMENDED = {
     "offline-tiny": {"lora_r": 256, "lora_alpha": 32000.0, "sft_epochs": 0.0},
     "microsoft/DialoGPT-small": {"lora_r": 64, "lora_alpha": 256.0, "sft_epochs": 2.0},  # 本物の重みでは未計測
 }
+TYPE_NAMES = {int: "整数", float: "数", str: "文字列"}
 LOSS_TYPES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
               "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Config:
-    """一回の実行の設定です。既定値は製品仕様の値で、使えない値は HelperError になります。"""
+    """一回の実行の設定です。使えない値は HelperError になります。"""
 
     base_model: str = _option("microsoft/DialoGPT-small", "調整するモデル（Hub の名前、フォルダ、offline-tiny）")
     dataset: str = _option("builtin", "選好データ（builtin、Hub の名前、jsonl/json/csv/parquet のパス）")
@@ -71,13 +73,13 @@ class Config:
     max_length: int = _option(128, "質問と回答を合わせた長さの上限（トークン）")
     sft_epochs: float | None = _option(None, "DPO の前に、よい回答をまねる SFT のエポック数（0 で省く）")
     num_train_epochs: float = _option(1.0, "DPO のエポック数")
-    per_device_train_batch_size: int = _option(1, "一度に計算する対の数の下限")
-    gradient_accumulation_steps: int = _option(4, "勾配をためる回数（上の値との積が、一回の更新で使う対の数）")
+    per_device_train_batch_size: int = _option(1, "一回の更新で使う対の数（次の値との積。まとめて一度に計算する）")
+    gradient_accumulation_steps: int = _option(4, "上の値に掛ける数")
     learning_rate: float = _option(5e-6, "学習率（SFT と DPO に共通）")
     max_grad_norm: float = _option(0.0, "勾配ノルムの上限（0 で切り詰めない）")
     beta: float = _option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）")
     loss_type: str = _option("sigmoid", "選好の損失の種類（TRL の名前。sigmoid が DPO の論文のもの）")
-    sft_weight: float = _option(16.0, "選好の損失に足す、よい回答の SFT の損失（一語あたり）の重み（0 で足さない）")
+    sft_weight: float = _option(16.0, "選好の損失に足す、よい回答の SFT の損失の重み（0 で足さない）")
     lora_r: int | None = _option(None, "LoRA のランク")
     lora_alpha: float | None = _option(None, "LoRA の α（出力を α/r 倍する）")
     output_dir: str = _option("dpo_output", "結果を置くフォルダ")
@@ -107,7 +109,7 @@ def _check_config(config: Config) -> None:
         if value is None and f.default is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-            raise HelperError(f"{f.name} が {value!r} です。{kind.__name__} 型の値を指定してください。")
+            raise HelperError(f"{f.name} が {value!r} です。{TYPE_NAMES[kind]}を指定してください。")
         if not isinstance(value, str) and not math.isfinite(value):
             raise HelperError(f"{f.name} が {value!r} です。有限の数を指定してください。")
         if f.name in _AT_LEAST and value < _AT_LEAST[f.name]:
@@ -140,9 +142,8 @@ def install_packages() -> list[str]:
     if missing == ["trl"]:
         done.append(_pip("install", "--no-deps", f"trl=={TRL_VERSION}"))
     elif missing:
-        loaded = [name for name in missing if name != "trl"]
         raise HelperError(
-            f"{'、'.join(loaded)} が入っていません。Colab 以外では pip install -r requirements.txt を実行してください。"
+            f"{'、'.join(missing)} が入っていません。Colab 以外では requirements.txt のものを入れてください。"
         )
     if importlib.util.find_spec("torchao") and _version_tuple("torchao") < (0, 16):
         done.append(_pip("uninstall", "-y", "torchao"))
@@ -169,7 +170,7 @@ def choose_precision() -> tuple[str, str]:
     import torch
 
     if not torch.cuda.is_available():
-        return "fp32", "GPU がないため、CPU で float32 のまま計算します"
+        return "fp32", "CUDA の GPU がないため、CPU で float32 のまま計算します"
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "この GPU は bfloat16 の計算回路を持っています"
     return "fp16", "この GPU に bfloat16 の計算回路がないため、float16 を使います"
@@ -268,7 +269,7 @@ FACETS = {
     )),
 }  # fmt: skip
 
-# 欠点: 名前 → 表に出すときの呼び名。どの拒否回答も、よい回答の欠点を一つだけ持たせたものです。
+# 欠点: 名前 → 表に出すときの呼び名。どの rejected にも、欠点が一つだけあります。
 FLAWS = {
     "other_concept": "別の概念の話",
     "other_facet": "聞かれていない観点",
@@ -340,6 +341,8 @@ def read_knowledge(text: str | None = None) -> dict[str, tuple[str, dict[str, st
             domain = line.strip("[]")
         elif line:
             name, *predicates = line.split("|")
+            if len(predicates) != len(FACETS) or name in table:
+                raise HelperError(f"知識表の行 {line!r} を読めません。新しい名前と {len(FACETS)} 欄の述部が要ります。")
             table[name] = (domain, dict(zip(FACETS, predicates, strict=True)))
     return table
 
@@ -348,9 +351,9 @@ def build_pairs(num_pairs: int = 1000, seed: int = 42, eval_fraction: float = 0.
     """知識表から選好対を作り、`datasets.Dataset` で返します。同じ引数なら、どの計算機でも同じ内容です。
 
     列は prompt, chosen, rejected, domain, concept, facet, flaw（すべて文字列）で、行数は num_pairs です。
-    other_concept・other_facet・wrong_fact は、二つの対が互いの回答を入れ替えた「鏡の組」です。質問を見ずに回答だけで
-    選ぶ規則は、どんな規則でも鏡の組の一方に正解し他方を外すので、正解率が 50 % を超えません。組の相手は、
-    `split_pairs` で同じ側に入る概念から選びます（検証の誤答に、学習で見た文が混ざらないように）。
+    other_concept と other_facet は、隣り合う二つの対が互いの回答を入れ替えた「鏡の組」です。質問を見ない規則は、
+    どんな規則でも組の一方に正解し他方を外すので、正解率はちょうど 50 % です。wrong_fact は、二つの概念の説明を
+    取り替えた組です。組の相手は `split_pairs` で同じ側に入る概念から選び、検証の誤答に学習で見た文を混ぜません。
     """
     from datasets import Dataset
 
@@ -358,16 +361,17 @@ def build_pairs(num_pairs: int = 1000, seed: int = 42, eval_fraction: float = 0.
     wanted = max(4, 2 * (num_pairs // 12))  # 対が少ないときは概念も絞り、どの概念も一度は使う
     concepts = rng.sample(list(table), min(len(table), wanted))
     held_out = _held_out(concepts, eval_fraction, seed)
-    num_eval = max(2, round(num_pairs * eval_fraction))
-    rows = _make_rows([c for c in concepts if c not in held_out], num_pairs - num_eval, table, rng)
-    rows += _make_rows([c for c in concepts if c in held_out], num_eval, table, rng)
-    if len(rows) < num_pairs:
+    num_eval = max(2, 2 * round(num_pairs * eval_fraction / 2))  # 組を崩さないよう、偶数にする
+    train = _make_rows([c for c in concepts if c not in held_out], num_pairs - num_eval, table, rng)
+    test = _make_rows([c for c in concepts if c in held_out], num_eval, table, rng)
+    if len(train) + len(test) < num_pairs:
         raise HelperError(
-            f"num_pairs が {num_pairs} ですが、知識表から作れる対は、この分割では {len(rows)} までです。"
+            f"num_pairs が {num_pairs} ですが、知識表から作れる対は、この分割では {len(train) + len(test)} までです。"
             "num_pairs を減らすか、dpo_helpers.py の末尾の知識表に概念の行を足してください。"
         )
-    couples = [rows[i : i + 2] for i in range(0, len(rows), 2)]
+    couples = [rows[i : i + 2] for rows in (train, test) for i in range(0, len(rows), 2)]
     rng.shuffle(couples)
+    couples.sort(key=len, reverse=True)  # 奇数のときに余る一行は最後に置く
     return Dataset.from_list([row for couple in couples for row in couple])
 
 
@@ -377,7 +381,7 @@ def _make_rows(concepts, num_rows, table, rng) -> list[dict]:
     phrasing = {(c, f): rng.sample(range(num_phrasings), num_phrasings) for c in concepts for f in FACETS}
     for turn in range(num_phrasings):
         order = sorted(rng.sample(concepts, len(concepts)), key=lambda c: table[c][0])  # 隣は、たいてい同じ分野
-        couples = list(zip(order[::2], order[1::2], strict=True))
+        couples = list(zip(order[::2], order[1::2], strict=False))  # 概念が奇数なら、巡ごとに一つ休む
         for first, second in rng.sample(couples, len(couples)):
             if len(rows) >= num_rows:
                 return rows[:num_rows]
@@ -419,9 +423,10 @@ def _spoil(flaw: str, name: str, facet: str, good: str, rng) -> str:
 
 
 def _held_out(groups, fraction: float, seed: int) -> set:
-    """検証に回す組を選びます。組の名前と種だけで決まり、並び順によりません。鏡の組を作れるよう、偶数個にします。"""
+    """検証に回す概念（質問）を選びます。名前と種だけで決まり、並び順によりません。組を作れるよう、偶数個にします。"""
     groups = sorted(set(groups), key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
-    return set(groups[: min(len(groups) - 1, max(2, 2 * round(len(groups) * fraction / 2)))])
+    most = max(1, (len(groups) - 2) // 2 * 2)
+    return set(groups[: min(most, max(2, 2 * round(len(groups) * fraction / 2)))])
 
 
 def split_pairs(pairs, eval_fraction: float = 0.15, seed: int = 42):
@@ -441,39 +446,45 @@ def load_pairs(source):
     source は Hub の名前、.jsonl/.json/.csv/.parquet のパス、辞書のリスト、`Dataset` のどれかです。
     """
     from datasets import Dataset, load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
     if isinstance(source, Dataset):
         pairs = source
     elif isinstance(source, list):
         pairs = Dataset.from_list(source)
-    elif Path(source).suffix.lstrip(".") in ("jsonl", "json", "csv", "parquet"):
-        if not Path(source).is_file():
-            raise HelperError(f"データのファイル {source} がありません。パスを確かめてください。")
-        kind = Path(source).suffix.lstrip(".").replace("jsonl", "json")
-        pairs = load_dataset(kind, data_files=str(source), split="train")
     else:
+        kind = Path(source).suffix.lstrip(".").replace("jsonl", "json")
+        local = kind in ("json", "csv", "parquet")
+        if local and not Path(source).is_file():
+            raise HelperError(f"データのファイル {source} がありません。パスを確かめてください。")
         try:
-            pairs = load_dataset(str(source), split="train")
-        except (OSError, ValueError) as error:
+            with _quiet():
+                where = {"path": kind, "data_files": str(source)} if local else {"path": str(source)}
+                pairs = load_dataset(**where, split="train")
+        except (OSError, ValueError, DatasetGenerationError) as error:
             raise HelperError(
                 f"データ {source} を読み込めませんでした（{type(error).__name__}）。builtin、Hub の名前、"
-                "jsonl/json/csv/parquet のファイルのどれかを指定してください。"
+                "正しい形の jsonl/json/csv/parquet のファイルのどれかを指定してください。"
             ) from error
     absent = [name for name in ("prompt", "chosen", "rejected") if name not in pairs.column_names]
     if absent:
         raise HelperError(
             f"データに {', '.join(absent)} がありません。今の列は {', '.join(pairs.column_names)} です。"
         )
+    for name in ("prompt", "chosen", "rejected"):
+        kind = getattr(pairs.features[name], "dtype", "list")
+        if kind not in ("string", "large_string"):
+            raise HelperError(f"データの {name} の列が文字列ではなく {kind} です。文字列の列に直してください。")
     return pairs
 
 
 def audit_pairs(pairs, tokenizer, max_length: int = 128) -> list[dict]:
     """学習の前に、対を点検します。見つけたことを {check, severity, count, rows, advice} のリストで返します。
 
-    severity が error のもの（空、同一）は学習を無意味にします。warning（重複、長すぎ）は知ったうえで進められます。
+    error（空、同一、質問だけで上限）は学習を無意味にします。warning（重複、長すぎ）は知ったうえで進められます。
     rows は最初の 5 行の番号（0 から）です。
     """
-    checks = {"empty": [], "equal": [], "duplicate": [], "over_long": []}
+    checks = {"empty": [], "equal": [], "no_room": [], "duplicate": [], "over_long": []}
     seen = set()
     for i, row in enumerate(zip(pairs["prompt"], pairs["chosen"], pairs["rejected"], strict=True)):
         texts = tuple(" ".join(str(text or "").split()) for text in row)
@@ -485,22 +496,32 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128) -> list[dict]:
             checks["duplicate"].append(i)
         seen.add(texts)
     eos = tokenizer.eos_token or ""
+    prompts = tokenizer(pairs["prompt"][:])["input_ids"]
+    checks["no_room"] = [i for i, ids in enumerate(prompts) if len(ids) >= max_length]
     for side in ("chosen", "rejected"):
         texts = [f"{p}{a}{eos}" for p, a in zip(pairs["prompt"], pairs[side], strict=True)]
         checks["over_long"] += [i for i, ids in enumerate(tokenizer(texts)["input_ids"]) if len(ids) > max_length]
     checks["over_long"] = sorted(set(checks["over_long"]))
-    severity = {"empty": "error", "equal": "error", "duplicate": "warning", "over_long": "warning"}
+    errors = ("empty", "equal", "no_room")
     advice = {
         "empty": "空の欄があります。行を除くか、内容を補ってください。",
         "equal": "chosen と rejected が同じです。選好になっていないので、行を除いてください。",
+        "no_room": f"質問だけで {max_length} トークン以上あります。max_length を増やすか、質問を短くしてください。",
         "duplicate": "同じ行が重なっています。一つにまとめてください。",
         "over_long": f"{max_length} トークンを超えた分が捨てられます。max_length を増やすか短くしてください。",
     }
     return [
-        {"check": name, "severity": severity[name], "count": len(rows), "rows": rows[:5], "advice": advice[name]}
+        {"check": name, "severity": "error" if name in errors else "warning", "count": len(rows),
+         "rows": rows[:5], "advice": advice[name]}
         for name, rows in checks.items()
         if rows
-    ]
+    ]  # fmt: skip
+
+
+def finding_text(found: dict) -> str:
+    """`audit_pairs` の一件を、一文にします。行は 1 から数えます。"""
+    rows = "、".join(str(i + 1) for i in found["rows"])
+    return f"{rows} 行目など計 {found['count']} 行: {found['advice']}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -541,8 +562,8 @@ def load_model(config: Config, watch=None):
 def _build_tiny(config: Config, watch=None):
     """約 150 万パラメータの GPT-2 と 3,000 語の BPE を、builtin の対の全文から作ります（2 コアの CPU で 1 分ほど）。
 
-    chosen と rejected を区別せずに読ませるので、言葉は知っていても、どちらがよいかは知りません。事前学習済みモデルの
-    代わりです。種は data_seed だけなので、学習の種を変えても同じモデルになります。
+    事前学習済みモデルの代わりです。chosen と rejected を区別せずに読ませ、どちらがよいかの印は与えません。
+    種は data_seed だけなので、学習の種を変えても同じモデルになります。
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, set_seed
@@ -630,6 +651,9 @@ def _tiny_tokenizer(texts: list[str]):
 ADAPTERS = ("base", "warmup", "dpo")  # 比べる三つのモデル: 元のまま、SFT のあと（DPO の参照モデル）、DPO のあと
 
 
+TIMING = ("train_seconds", "total_seconds", "pairs_per_second", "peak_memory_gb", "resumed_from_step")
+
+
 @dataclass
 class Run:
     """一回の実行の結果です。model は学習済みのアダプタ default と、参照モデルのアダプタ ref を持ちます。"""
@@ -661,8 +685,7 @@ def train(config: Config, pairs=None, watch=None) -> Run:
     base, tokenizer = load_model(config, watch)
     errors = [found for found in audit_pairs(pairs, tokenizer, config.max_length) if found["severity"] == "error"]
     if errors:
-        found = "".join(f"{e['rows']} 行目など {e['count']} 行: {e['advice']}" for e in errors)
-        raise HelperError(f"データを学習に使えません。{found}")
+        raise HelperError(f"データを学習に使えません。{''.join(map(finding_text, errors))}")
     lock = _claim_folder(folder, config, identity)
     if config.base_model == OFFLINE_TINY and not (folder / "base").is_dir():
         _save_whole(folder / "base", base.save_pretrained, tokenizer.save_pretrained)
@@ -686,15 +709,17 @@ def _common_args(config: Config, folder, **options) -> dict:
     } | options  # fmt: skip
 
 
-def _supervised(model, tokenizer, data, config: Config, watch=None, phase="SFT", **options) -> None:
-    """model を、その場で SFT します。data の列は text、または prompt と completion です。"""
+def _supervised(model, tokenizer, data, config: Config, watch) -> None:
+    """model を、その場で SFT します。data の列は prompt と completion です。"""
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        args = SFTConfig(**_common_args(config, folder, max_length=config.max_length, **options))
-        watcher = _watcher(watch, phase, args.per_device_train_batch_size, {"peak_memory_gb": 0.0})
-        trainer = SFTTrainer(model, args=args, train_dataset=data, processing_class=tokenizer, callbacks=[watcher])
+        args = _common_args(config, folder, max_length=config.max_length, num_train_epochs=config.sft_epochs)
+        watcher = _watcher(watch, "SFT", config.effective_batch_size, {"peak_memory_gb": 0.0})
+        trainer = SFTTrainer(
+            model, args=SFTConfig(**args), train_dataset=data, processing_class=tokenizer, callbacks=[watcher]
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
@@ -718,17 +743,19 @@ def _warm_up(base, tokenizer, train_pairs, config: Config, folder: Path, watch):
 
     saved = folder / "warmup"
     if saved.is_dir():
-        return PeftModel.from_pretrained(base, saved, is_trainable=True)
+        with _quiet():
+            return PeftModel.from_pretrained(base, saved, is_trainable=True)
     set_seed(config.seed)
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0,
         target_modules="all-linear", task_type="CAUSAL_LM",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2 の線形層は Conv1D
     )  # fmt: skip
-    model = get_peft_model(base, lora)
+    with _quiet():
+        model = get_peft_model(base, lora)
     if config.sft_epochs > 0:
         data = train_pairs.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
-        _supervised(model, tokenizer, data, config, watch, num_train_epochs=config.sft_epochs)
+        _supervised(model, tokenizer, data, config, watch)
     _save_whole(saved, model.save_pretrained)
     return model
 
@@ -792,7 +819,7 @@ def _shuffled(pairs, seed: int):
     """隣り合う二行（鏡の組）を離さずに並べ替えます。
 
     鏡の組の一方だけを先に学ぶと、その回答は質問にかかわらず上がり、あとで来る相方では逆向きの誤りになります。同じ更新に
-    そろえると、質問によらない成分が打ち消し合い、質問に応じた選び分けだけが残ります。
+    そろえると（一回の更新で使う対が偶数のとき）、質問によらない成分が打ち消し合い、質問に応じた選び分けだけが残ります。
     """
     starts = list(range(0, len(pairs), 2))
     random.Random(seed).shuffle(starts)
@@ -1058,10 +1085,10 @@ def bootstrap_interval(values: list, repeats: int = 2000, seed: int = 0) -> tupl
 
 
 def evaluate_run(run: Run) -> dict:
-    """検証用の対（学習に出なかった概念）で成績を出し、run.metrics と run.scores に入れて返します。
+    """検証用の対（SFT にも DPO にも出なかった概念）で成績を出し、run.metrics と run.scores に入れて返します。
 
-    accuracy_after は、報酬の差が chosen のほうに正だった割合です。logp_accuracy は、モデル自身の対数確率で chosen が
-    上だった割合で、before は元のモデルです。区間は Wilson の 95 % 信頼区間です。
+    accuracy_after は、chosen の報酬が rejected の報酬を上回った割合です。logp_accuracy は、モデル自身の対数確率で
+    chosen が上だった割合で、before は元のモデルです。区間は、対を独立とみなした Wilson の 95 % 信頼区間です。
     """
     import pandas as pd
 
@@ -1083,8 +1110,7 @@ def evaluate_run(run: Run) -> dict:
         "margin_after": float(held_out["margin"].mean()), "answers": _answer_metrics(answers),
     }  # fmt: skip
     run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
-    run.timing["total_seconds"] += time.perf_counter() - started
-    run.metrics |= run.timing
+    run.metrics |= run.timing | {"total_seconds": run.timing["total_seconds"] + time.perf_counter() - started}
     return run.metrics
 
 
@@ -1102,6 +1128,8 @@ def judge(metrics: dict) -> tuple[str, str]:
         return "学習した", f"{seen}で、区間がまるごと 50 % より上にあります。"
     if metrics["accuracy_train"] >= 0.75:
         return "暗記した", f"学習用では {metrics['accuracy_train']:.1%} 正解するのに、{seen}で、50 % と区別できません。"
+    if high < 0.5:
+        return "信号なし", f"{seen}で、50 % を下回っています。chosen と rejected が逆でないか確かめてください。"
     return "信号なし", f"{seen}で、50 % と区別できず、学習用でも {metrics['accuracy_train']:.1%} です。"
 
 
@@ -1138,7 +1166,7 @@ def draw_history(figure, history: list, batch_size: int) -> None:
     line(margin, "rewards/margins", "C4")
     line(reward, "rewards/chosen", "C0")
     line(reward, "rewards/rejected", "C1", style="--")
-    titles = ("Loss goes down", "Chosen wins more often", "Gap between chosen and rejected", "Implicit rewards")
+    titles = ("Preference loss", "How often chosen wins", "Gap: chosen minus rejected", "Implicit rewards")
     for axis, title in zip((loss, accuracy, margin, reward), titles, strict=True):
         axis.set_title(title, fontsize=11)
         axis.legend(fontsize=8)
@@ -1157,13 +1185,14 @@ def plot_margins(run: Run):
     figure = Figure(figsize=(11, 4), layout="constrained")
     axes = figure.subplots(1, 2 if by_flaw else 1, squeeze=False)[0]
     low, high = min(0.0, held_out["margin"].min()), max(0.0, held_out["margin"].max())
-    edges = [low + (high - low) * i / 30 for i in range(31)]
+    width = (high - low) / 30 or 1.0
+    edges = [width * i for i in range(math.floor(low / width), math.ceil(high / width) + 2)]  # 0 を境目に含める
     for correct, color, hatch in ((True, "C0", None), (False, "C1", "//")):
         values = held_out["margin"][held_out["correct"] == correct]
         label = f"{'chosen' if correct else 'rejected'} preferred: {len(values)}"
         axes[0].hist(values, bins=edges, color=color, hatch=hatch, label=label)
     axes[0].axvline(0, color="0.2", linestyle=":")
-    axes[0].set(xlabel="rewards/margins (held-out pairs)", ylabel="pairs", title="Margins on concepts never trained on")
+    axes[0].set(xlabel="rewards/margins", ylabel="pairs", title="Margins on concepts held out of training")
     axes[0].legend(fontsize=9)
     if by_flaw:
         names = sorted(by_flaw, key=lambda name: by_flaw[name][0])
@@ -1173,8 +1202,8 @@ def plot_margins(run: Run):
             axes[1].plot([low, high], [y, y], color="C0", linewidth=3, alpha=0.5)
             axes[1].plot(mean, y, "o", color="C0")
         axes[1].set_yticks(range(len(names)), [f"{name} (n={by_flaw[name][1]})" for name in names])
-        axes[1].axvline(0.5, color="0.4", linestyle=":")
-        axes[1].text(0.5, len(names) - 0.45, "chance", ha="center", fontsize=8, color="0.4")
+        axes[1].axvline(0.5, color="0.4", linestyle=":", label="chance = 0.5")
+        axes[1].legend(loc="lower left", fontsize=9)
         axes[1].set(xlim=(0, 1.02), xlabel="accuracy, 95% interval", title="Held-out accuracy by flaw")
         axes[1].grid(axis="x", alpha=0.3)
     return figure
@@ -1189,18 +1218,23 @@ def _identity(config: Config, pairs) -> str:
     settings = asdict(config.resolved())
     settings = {k: float(v) if isinstance(v, int) else v for k, v in settings.items() if k != "output_dir"}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in ("prompt", "chosen", "rejected"):
+    for name in sorted({"prompt", "chosen", "rejected", "concept"} & set(pairs.column_names)):
         digest.update(json.dumps(list(pairs[name]), ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
 def _check_folder(folder: Path, identity: str) -> None:
     """フォルダが空か、同じ設定とデータの実行のものでなければ、HelperError にします。"""
-    if not folder.exists() or not any(folder.iterdir()):
+    if folder.exists() and not folder.is_dir():
+        raise HelperError(f"{folder} はフォルダではありません。別の output_dir を指定してください。")
+    if not folder.exists() or all(path.name == ".lock" or path.suffix == ".tmp" for path in folder.iterdir()):
         return
-    if not (folder / "config.json").is_file():
+    saved = {}
+    with contextlib.suppress(OSError, ValueError):
+        saved = json.loads((folder / "config.json").read_text("utf-8"))
+    if "identity" not in saved:
         raise HelperError(f"フォルダ {folder} に別のものがあります。空のフォルダを output_dir に指定してください。")
-    if json.loads((folder / "config.json").read_text("utf-8"))["identity"] != identity:
+    if saved["identity"] != identity:
         raise HelperError(f"フォルダ {folder} に設定かデータの違う実行があります。別の output_dir を指定してください。")
 
 
@@ -1208,14 +1242,19 @@ def _claim_folder(folder: Path, config: Config, identity: str):
     """フォルダを作って鍵をかけ、設定を書きます。鍵は、返したものが捨てられるかプロセスが終わると外れます。"""
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", timeout=0)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+    except OSError as error:
+        raise HelperError(
+            f"フォルダ {folder} に書けません（{type(error).__name__}）。書ける場所を output_dir に指定してください。"
+        ) from error
     except Timeout as error:
         raise HelperError(
             f"フォルダ {folder} は、別の実行が使っています。終わるのを待つか、別の output_dir を指定してください。"
         ) from error
+    _check_folder(folder, identity)  # モデルを用意する間に、別の実行が始めて終えたかもしれない
     settings = asdict(config) | {"identity": identity}
     _save_text(folder / "config.json", json.dumps(settings, ensure_ascii=False, indent=2))
     return lock
@@ -1242,7 +1281,7 @@ def save_run(run: Run, folder=None) -> Path:
     """アダプタ、指標、経過、対ごとの成績、環境、図、説明書を保存し、フォルダを返します。metrics.json が最後です。"""
     folder = Path(folder or run.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if folder != run.folder:
+    if folder.resolve() != run.folder.resolve():
         for name in ("config.json", "base", "warmup"):
             source, copy = run.folder / name, folder / name
             if source.is_dir():
@@ -1257,7 +1296,7 @@ def save_run(run: Run, folder=None) -> Path:
     _save_text(folder / "environment.json", json.dumps(describe_runtime(), ensure_ascii=False, indent=2))
     plot_history(run).savefig(folder / "history.png", dpi=120)
     plot_margins(run).savefig(folder / "margins.png", dpi=120)
-    _save_text(folder / "README.md", model_card(run))
+    _save_text(folder / "README.md", model_card(run, folder))
     _save_text(folder / "metrics.json", json.dumps(run.metrics, ensure_ascii=False, indent=2))
     return folder
 
@@ -1265,47 +1304,58 @@ def save_run(run: Run, folder=None) -> Path:
 def load_run(folder) -> Run:
     """保存した実行を読みます。model はそのまま生成や採点に使えます。"""
     import pandas as pd
+    from datasets import Dataset
     from peft import PeftModel
 
     folder = Path(folder)
     if not (folder / "metrics.json").is_file():
-        raise HelperError(f"フォルダ {folder} に終わった実行（metrics.json）がありません。学習を終えてください。")
+        raise HelperError(f"フォルダ {folder} に結果（metrics.json）がありません。保存まで終えた実行が要ります。")
     settings = json.loads((folder / "config.json").read_text("utf-8"))
     config = Config(**{f.name: settings[f.name] for f in fields(Config)} | {"output_dir": str(folder)})
     base, tokenizer = load_model(config)
-    model = PeftModel.from_pretrained(base, folder / "adapter")
-    model.load_adapter(folder / "warmup", adapter_name="ref")
-    scores = pd.read_json(folder / "pairs.jsonl", lines=True)
-    history = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
-    train_pairs, eval_pairs = split_pairs(prepare_pairs(config), config.eval_fraction, config.data_seed)
+    with _quiet():
+        model = PeftModel.from_pretrained(base, folder / "adapter")
+        model.load_adapter(folder / "warmup", adapter_name="ref")
+    scores, history = (
+        [json.loads(line) for line in (folder / name).read_text("utf-8").split("\n") if line]
+        for name in ("pairs.jsonl", "history.jsonl")
+    )
+    columns = list(takewhile(lambda name: not name.startswith("logp_"), scores[0]))  # 成績の列の前は、元のデータの列
+    train_pairs, eval_pairs = (
+        Dataset.from_list([{name: row[name] for name in columns} for row in scores if row["split"] == side])
+        for side in ("train", "eval")
+    )
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-    return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, {}, metrics, scores)
+    timing = {name: metrics[name] for name in TIMING}
+    scores = pd.DataFrame(scores)
+    return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, metrics, scores)
 
 
 def summary_table(metrics: dict) -> str:
     """結果の表（Markdown）です。"""
     low, high = metrics["accuracy_interval"]
+    resumed = f"（{metrics['resumed_from_step']} 回目からの再開後）" if metrics["resumed_from_step"] else ""
     rows = [
         ("最初の損失（ln 2 = 0.693 が正常）", f"{metrics['first_loss']:.3f}"),
         ("最後の損失（最後の 25 回の平均）", f"{metrics['final_loss']:.3f}"),
-        (f"検証の正解率（未学習の概念、{metrics['eval_pairs']} 対）",
+        (f"検証の正解率（SFT にも DPO にも出ない概念、{metrics['eval_pairs']} 対）",
          f"{metrics['accuracy_after']:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）"),
         ("検証の対数確率で chosen が上の割合（前 → 後）",
          f"{metrics['logp_accuracy_before']:.1%} → {metrics['logp_accuracy_after']:.1%}"),
         ("検証のマージンの平均", f"{metrics['margin_after']:.2f}"),
-        ("自分で終わる回答（SFT 後 → DPO 後）",
+        ("最後まで書き終えた回答（SFT 後 → DPO 後）",
          f"{metrics['answers']['warmup']['ended']:.1%} → {metrics['answers']['dpo']['ended']:.1%}"),
-        ("DPO の時間と速さ", f"{metrics['train_seconds']:.0f} 秒、{metrics['pairs_per_second']:.1f} 対/秒"),
-        ("全体の時間", f"{metrics['total_seconds']:.0f} 秒"),
-        ("メモリの最大値", f"{metrics['peak_memory_gb']:.2f} GB"),
+        (f"DPO の時間と速さ{resumed}", f"{metrics['train_seconds']:.0f} 秒、{metrics['pairs_per_second']:.1f} 対/秒"),
+        (f"全体の時間{resumed}", f"{metrics['total_seconds']:.0f} 秒"),
+        ("DPO 中のメモリの最大値", f"{metrics['peak_memory_gb']:.2f} GB"),
     ]  # fmt: skip
     return "| 指標 | 値 |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
-def model_card(run: Run) -> str:
+def model_card(run: Run, folder: Path) -> str:
     """保存したフォルダの README.md の中身です。"""
     config, metrics = run.config, run.metrics
-    base = f"{run.folder.name}/base" if config.base_model == OFFLINE_TINY else config.base_model
+    base = f"{folder}/base" if config.base_model == OFFLINE_TINY else config.base_model
     return f"""---
 library_name: peft
 base_model: {base}
@@ -1327,11 +1377,11 @@ language: ja
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{run.folder.name}/adapter")
-tokenizer = AutoTokenizer.from_pretrained("{run.folder.name}/adapter")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{folder}/adapter")
+tokenizer = AutoTokenizer.from_pretrained("{folder}/adapter")
 ```
 
-質問は `質問: …（改行）回答:` の形で渡します。学習の設定は config.json、環境は environment.json にあります。
+質問は `"質問: …\\n回答:"` の形で渡します。学習の設定は config.json、環境は environment.json にあります。
 """
 
 
@@ -1369,7 +1419,7 @@ def parse_config(argv: list[str]) -> Config:
         argv, look_for_args_file=False, return_remaining_strings=True
     )
     if unknown:
-        _argument_error(f"知らない引数: {' '.join(unknown)}")
+        _argument_error(f"存在しない引数: {' '.join(unknown)}")
     return config
 
 
@@ -1382,12 +1432,14 @@ def _train_and_report(config: Config) -> Run:
     folder = Path(config.output_dir)
     if (folder / "metrics.json").is_file():
         _check_folder(folder, _identity(config, pairs))
-        print("この実行は終わっています。保存した結果を表示します。")
+        print("この設定の実行は、すでに終わっています。保存した結果を表示します。")
         return load_run(folder)
     runtime = describe_runtime()
     print(f"装置: {runtime['gpu'] or 'CPU'}、精度: {runtime['precision']}（{runtime['precision_reason']}）")
     print(f"モデル: {config.base_model}、データ: {config.dataset}（{len(pairs)} 対）")
     run = train(config, pairs, progress_bar())
+    for found in audit_pairs(pairs, run.tokenizer, config.max_length):
+        print(f"データの注意: {finding_text(found)}")
     print("評価しています。")
     evaluate_run(run)
     save_run(run)

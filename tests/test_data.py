@@ -45,22 +45,39 @@ def test_columns_counts_and_uniqueness(pairs):
     assert len(dpo.build_pairs(3000)) == 3000
 
 
-@pytest.mark.parametrize("num_pairs", [20, 21, 37, 50, 99, 240, 1000, 3000])
+@pytest.mark.parametrize("num_pairs", [20, 21, 37, 50, 99, 100, 240, 1000, 3000])
 def test_the_two_sides_share_no_concept_and_no_answer(num_pairs, seed):
     train, held_out = dpo.split_pairs(dpo.build_pairs(num_pairs, seed), 0.15, seed)
-    assert len(held_out) == max(2, round(0.15 * num_pairs))
+    assert len(train) + len(held_out) == num_pairs and abs(len(held_out) - 0.15 * num_pairs) <= 1
     assert not set(train["concept"]) & set(held_out["concept"])
     texts = [set(side["chosen"]) | set(side["rejected"]) for side in (train, held_out)]
     assert not texts[0] & texts[1]
 
 
-def test_mirrored_flaws_leave_nothing_to_a_rule_that_ignores_the_question(pairs):
-    """other_concept と other_facet は、隣の行と chosen と rejected が入れ替わっています。"""
-    rows = pairs.to_list()
-    for first, second in zip(rows[::2], rows[1::2], strict=True):
-        if first["flaw"] in dpo.NEEDS_PROMPT:
-            assert first["flaw"] == second["flaw"]
-            assert (first["chosen"], first["rejected"]) == (second["rejected"], second["chosen"])
+@pytest.mark.parametrize("num_pairs", [100, 501, 999, 1000])
+def test_mirrored_flaws_leave_nothing_to_a_rule_that_ignores_the_question(num_pairs, seed):
+    """other_concept と other_facet は、隣の行と chosen と rejected が入れ替わり、並べ替えても離れません。"""
+    pairs = dpo.build_pairs(num_pairs, seed)
+    train, _ = dpo.split_pairs(pairs, 0.15, seed)
+    for side in (pairs, train, dpo._shuffled(train, 7)):
+        rows = side.to_list()[: len(side) // 2 * 2]
+        couples = [c for c in zip(rows[::2], rows[1::2], strict=True) if c[0]["flaw"] in dpo.NEEDS_PROMPT]
+        assert couples
+        if side is not pairs or num_pairs % 2 == 0:
+            for first, second in couples[: -1 if num_pairs % 2 else None]:
+                assert first["flaw"] == second["flaw"]
+                assert (first["chosen"], first["rejected"]) == (second["rejected"], second["chosen"])
+
+
+def test_a_concept_added_to_the_table_is_used(monkeypatch):
+    line = "\n新概念|述部一です|述部二だからです|述部三ます|述部四があります|述部五ます\n"
+    monkeypatch.setattr(dpo, "KNOWLEDGE", dpo.KNOWLEDGE + line)
+    assert len(dpo.read_knowledge()) == 127
+    for seed in SEEDS:
+        assert "新概念" in dpo.build_pairs(3000, seed)["concept"]
+    monkeypatch.setattr(dpo, "KNOWLEDGE", dpo.KNOWLEDGE + line)
+    with pytest.raises(dpo.HelperError, match="新概念"):
+        dpo.read_knowledge()
 
 
 def test_character_ngrams_cannot_solve_what_needs_the_question(pairs, seed):
@@ -150,6 +167,11 @@ def test_load_pairs_reads_common_files_and_refuses_missing_columns(tmp_path):
         dpo.load_pairs([{"prompt": "a", "chosen": "b"}])
     with pytest.raises(dpo.HelperError, match="nothing.csv"):
         dpo.load_pairs(tmp_path / "nothing.csv")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"\nbroken')
+    with pytest.raises(dpo.HelperError, match="broken.jsonl"):
+        dpo.load_pairs(tmp_path / "broken.jsonl")
+    with pytest.raises(dpo.HelperError, match="chosen の列が文字列ではなく"):
+        dpo.load_pairs([{"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"}])
 
 
 def test_audit_names_each_fault_and_is_quiet_on_clean_pairs(small_base):
@@ -161,8 +183,10 @@ def test_audit_names_each_fault_and_is_quiet_on_clean_pairs(small_base):
     rows = clean.to_list()
     rows[3]["chosen"], rows[5]["rejected"], rows[7] = " ", rows[5]["chosen"] + " ", rows[8]
     rows[10]["rejected"] *= 10
+    rows[12]["prompt"] *= 30
     found = {f["check"]: f for f in dpo.audit_pairs(Dataset.from_list(rows), tokenizer, 128)}
     assert {name: f["rows"] for name, f in found.items()} == {
-        "empty": [3], "equal": [5], "duplicate": [8], "over_long": [10]
+        "empty": [3], "equal": [5], "no_room": [12], "duplicate": [8], "over_long": [10, 12]
     }  # fmt: skip
-    assert found["empty"]["severity"] == found["equal"]["severity"] == "error"
+    assert {name for name, f in found.items() if f["severity"] == "error"} == {"empty", "equal", "no_room"}
+    assert dpo.finding_text(found["empty"]).startswith("4 行目など計 1 行: ")

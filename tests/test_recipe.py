@@ -58,3 +58,7 @@ def test_a_loaded_run_answers_like_the_trained_model(offline_runs):
     run = dpo.load_run(offline_runs[42])
     answer = dpo.generate_response("質問: AIとは何ですか？", run.model, run.tokenizer)
     assert answer.startswith("AIとは、") and answer.endswith("。")
+    prompts = run.eval_pairs["prompt"][:20]
+    together = dpo.generate_responses(prompts, run.model, run.tokenizer)
+    alone = [dpo.generate_responses([prompt], run.model, run.tokenizer)[0] for prompt in prompts]
+    assert sum(a == b for a, b in zip(together, alone, strict=True)) >= 19  # 詰め物の有無で、僅差の語はまれに入れ替わる

@@ -75,6 +75,12 @@ def test_run_folder_is_complete_and_leaves_no_drafts(small_run):
     assert not [p for p in (small_run.folder / "adapter").rglob("*") if p.suffix in (".bin", ".pt", ".pkl")]
 
 
+def test_a_loaded_run_can_be_evaluated_again(small_run):
+    again = dpo.evaluate_run(dpo.load_run(small_run.folder))
+    assert again["accuracy_after"] == small_run.metrics["accuracy_after"]
+    assert again["train_seconds"] == small_run.metrics["train_seconds"]
+
+
 def test_two_line_loading_and_load_run_give_the_trained_model(small_run, small_base):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -89,6 +95,16 @@ def test_two_line_loading_and_load_run_give_the_trained_model(small_run, small_b
     want = dpo.score_pairs(small_run)["margin"].tolist()
     assert dpo.score_pairs(loaded)["margin"].tolist() == pytest.approx(want, abs=1e-4)
     assert loaded.metrics == json.loads(json.dumps(small_run.metrics)) and loaded.history == small_run.history
+
+
+def test_load_run_brings_back_the_users_own_pairs(small_config, tmp_path):
+    rows = [{"prompt": f"{i}", "chosen": f"{i} です。", "rejected": "2026-01-01"} for i in range(20)]
+    run = dpo.train(small_config(output_dir=tmp_path / "own"), rows)
+    dpo.evaluate_run(run)
+    loaded = dpo.load_run(dpo.save_run(run))
+    assert loaded.eval_pairs.to_list() == run.eval_pairs.to_list()
+    assert loaded.train_pairs.to_list() == run.train_pairs.to_list()
+    assert run.metrics["accuracy_by_flaw"] == {} and (run.folder / "margins.png").stat().st_size > 1000
 
 
 def test_saving_elsewhere_gives_a_folder_that_loads(small_run, tmp_path):
@@ -107,14 +123,6 @@ def test_generate_response_adds_what_the_prompt_lacks(small_run):
         dpo.generate_response("  ", small_run.model, small_run.tokenizer)
 
 
-def test_batched_generation_equals_one_by_one(small_run):
-    prompts = small_run.eval_pairs["prompt"][:]
-    together = dpo.generate_responses(prompts, small_run.model, small_run.tokenizer)
-    alone = [dpo.generate_responses([p], small_run.model, small_run.tokenizer)[0] for p in prompts]
-    same = sum(a == b for a, b in zip(together, alone, strict=True))
-    assert same >= len(prompts) - 1  # 詰め物で計算の順が変わり、僅差の語が入れ替わることがまれにある
-
-
 def test_finished_run_is_shown_and_another_configuration_is_refused(small_run, small_config, capsys):
     names = ("base_model", "num_pairs", "sft_epochs", "lora_alpha", "lora_r")
     settings = {name: getattr(small_run.config, name) for name in names}
@@ -125,6 +133,14 @@ def test_finished_run_is_shown_and_another_configuration_is_refused(small_run, s
     assert "終わっています" in out and f"判定: {small_run.metrics['verdict']}" in out
     assert dpo.main([*command, "--beta", "0.25"]) == 2
     assert "別の output_dir" in capsys.readouterr().err
+
+
+def test_a_folder_left_by_a_run_killed_at_its_first_breath_is_used(small_config, tmp_path):
+    folder = tmp_path / "breath"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    (folder / "config.json.tmp").write_text("{")
+    dpo.train(small_config(output_dir=folder)).lock.release()
 
 
 def test_one_process_holds_a_folder_at_a_time(small_config, tmp_path):
@@ -139,7 +155,7 @@ def test_one_process_holds_a_folder_at_a_time(small_config, tmp_path):
 def test_pairs_that_cannot_be_learned_from_are_refused_before_a_folder_is_made(small_config, tmp_path):
     rows = dpo.build_pairs(60).to_list()
     rows[4]["rejected"] = rows[4]["chosen"]
-    with pytest.raises(dpo.HelperError, match=r"\[4\]"):
+    with pytest.raises(dpo.HelperError, match="5 行目など計 1 行"):
         dpo.train(small_config(output_dir=tmp_path / "out"), rows)
     assert not (tmp_path / "out").exists()
 

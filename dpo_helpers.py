@@ -48,7 +48,7 @@ def _option(default, help_text):
 # モデルごとの推奨値です（測った結果は README_COLAB.md の「推奨値の決め方」。表にないモデルでは最後の行を使います）。
 # lora_alpha: LoRA の出力は α/r 倍されます。Adam では、これは ΔW の学習率を α/r 倍するのとほぼ同じ働きです（LoRA 論文
 #             4.1 節）。学習率 5e-6 のままで学習が進む大きさを選びます。
-# lora_r:     学習率 5e-6 では行列 A が初めの乱数からほとんど動かないので、入力の方向を取りこぼさない数が要ります。
+# lora_r:     学習率 5e-6 では行列 A が初めの乱数からほとんど動かないので、多めにして入力の方向を広く見ます。
 # sft_epochs: offline-tiny の土台は、よい回答の文も読んでいるので 0。DialoGPT-small は英語のモデルなので、先に日本語を
 #             まねさせます。
 RECOMMENDED = {
@@ -821,9 +821,10 @@ def _shuffled(pairs, seed: int):
     鏡の組の一方だけを先に学ぶと、その回答は質問にかかわらず上がり、あとで来る相方では逆向きの誤りになります。同じ更新に
     そろえると（一回の更新で使う対が偶数のとき）、質問によらない成分が打ち消し合い、質問に応じた選び分けだけが残ります。
     """
-    starts = list(range(0, len(pairs), 2))
+    starts = list(range(0, len(pairs) - 1, 2))
     random.Random(seed).shuffle(starts)
-    return pairs.select([i for start in starts for i in range(start, min(start + 2, len(pairs)))])
+    order = [i for start in starts for i in (start, start + 1)]
+    return pairs.select(order + list(range(len(order), len(pairs))))  # 奇数のときに余る一行は最後
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -1246,13 +1247,13 @@ def _claim_folder(folder: Path, config: Config, identity: str):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError as error:
-        raise HelperError(
-            f"フォルダ {folder} に書けません（{type(error).__name__}）。書ける場所を output_dir に指定してください。"
-        ) from error
     except Timeout as error:
         raise HelperError(
             f"フォルダ {folder} は、別の実行が使っています。終わるのを待つか、別の output_dir を指定してください。"
+        ) from error
+    except OSError as error:
+        raise HelperError(
+            f"フォルダ {folder} に書けません（{type(error).__name__}）。書ける場所を output_dir に指定してください。"
         ) from error
     _check_folder(folder, identity)  # モデルを用意する間に、別の実行が始めて終えたかもしれない
     settings = asdict(config) | {"identity": identity}

@@ -82,10 +82,10 @@ def test_help_is_japanese_and_names_every_setting(tmp_path):
         (["--base_model", "offline-tiny", "--dataset", "nothing.jsonl"], ["nothing.jsonl"]),
     ],
 )
-def test_bad_use_ends_with_2_one_sentence_and_no_folder(arguments, expected, tmp_path):
-    done = run_cli(*arguments, "--output_dir", "out", cwd=tmp_path)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+def test_bad_use_ends_with_2_one_sentence_and_no_folder(arguments, expected, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert dpo.main([*arguments, "--output_dir", "out"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("エラー: ") and lines[0].endswith("。")
     assert all(word in lines[0] for word in expected)
     assert not (tmp_path / "out").exists()

@@ -160,6 +160,7 @@ def test_pairs_that_cannot_be_learned_from_are_refused_before_a_folder_is_made(s
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["warmup", "checkpoints/checkpoint-50"])
 def test_a_killed_run_goes_on_and_ends_with_the_same_adapter(moment, small_base, tmp_path):
     def command(folder):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import math
@@ -20,9 +19,7 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from collections import Counter
@@ -152,6 +149,8 @@ def install_packages() -> list[str]:
 
 
 def _pip(*args: str) -> str:
+    import subprocess
+
     result = subprocess.run([sys.executable, "-m", "pip", *args, "-q"], capture_output=True, text=True)
     if result.returncode != 0:
         raise HelperError(f"pip {' '.join(args)} に失敗しました: {result.stderr.strip()[-300:]}")
@@ -159,7 +158,9 @@ def _pip(*args: str) -> str:
 
 
 def _version_tuple(package: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", importlib.metadata.version(package))[:2])
+    from importlib.metadata import version
+
+    return tuple(int(part) for part in re.findall(r"\d+", version(package))[:2])
 
 
 def choose_precision() -> tuple[str, str]:
@@ -178,6 +179,8 @@ def choose_precision() -> tuple[str, str]:
 
 def describe_runtime() -> dict:
     """実行環境（装置、GPU の名前とメモリ、精度とその理由、各パッケージの版）を辞書で返します。"""
+    from importlib.metadata import version
+
     import torch
 
     precision, reason = choose_precision()
@@ -186,7 +189,7 @@ def describe_runtime() -> dict:
         gpu = torch.cuda.get_device_properties(0)
         info = {"device": "cuda", "gpu": gpu.name, "gpu_memory_gb": round(gpu.total_memory / 2**30, 1)}
     info |= {"precision": precision, "precision_reason": reason, "cpu_cores": os.cpu_count()}
-    info |= {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    info |= {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}
     return info
 
 
@@ -588,8 +591,8 @@ def _build_tiny(config: Config, watch=None):
 def _pretrain(model, texts: list, seed: int, watch, epochs: int = 4, batch_size: int = 16) -> None:
     """回答の次の語を当てる学習です。texts は (質問のトークン数, 質問と回答のトークン番号) のリストです。
 
-    Trainer を使わないのは時間のためです。128 文ごとに長さをそろえて詰め物を減らし、回答の位置だけで損失を計算すると、
-    Trainer の半分の時間で、損失も同じほど下がりました（Trainer の group_by_length は、まとまりが大きすぎます）。
+    Trainer を使わないのは時間のためです。128 文ごとに長さをそろえて詰め物を減らすと、Trainer の半分ほどの
+    時間で済みました。損失は回答の位置だけで計算し、質問の分の計算を省きます。
     """
     import torch
 
@@ -711,6 +714,8 @@ def _common_args(config: Config, folder, **options) -> dict:
 
 def _supervised(model, tokenizer, data, config: Config, watch) -> None:
     """model を、その場で SFT します。data の列は prompt と completion です。"""
+    import tempfile
+
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 

@@ -51,7 +51,7 @@ def test_the_command_ends_with_a_small_table_and_leaves_the_run_folder(offline_r
                      "README.md", "config.json", "environment.json", "history.png", "margins.png"}  # fmt: skip
     shown = (folder.parent / f"{seed}.txt").read_text()
     assert dpo.summary_table(metrics[seed]) in shown and f"判定: {metrics[seed]['verdict']}" in shown
-    assert metrics[seed]["total_seconds"] < 400  # 手元では 2 分ほど。ゆるい見張り
+    assert metrics[seed]["total_seconds"] < 400  # 約束は 180 秒。ゆるい見張り
 
 
 def test_a_loaded_run_answers_like_the_trained_model(offline_runs):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.util
 import json
 import math
@@ -95,6 +96,15 @@ class Config:
         return replace(self, **{name: value for name, value in recommended.items() if getattr(self, name) is None})
 
 
+def config_table(config: Config):
+    """結果を左右する設定の、名前、値、説明の表（`pandas.DataFrame`）です。"""
+    import pandas as pd
+
+    shown = [f for f in fields(Config) if f.name != "output_dir"]
+    rows = [(f.name, str(getattr(config.resolved(), f.name)), f.metadata["help"]) for f in shown]
+    return pd.DataFrame(rows, columns=["名前", "値", "説明"])
+
+
 _AT_LEAST = {"num_pairs": 20, "max_length": 16, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
              "lora_r": 1, "data_seed": 0, "seed": 0, "sft_epochs": 0, "sft_weight": 0, "max_grad_norm": 0}  # fmt: skip
 _POSITIVE = ("learning_rate", "num_train_epochs", "beta", "lora_alpha")
@@ -145,6 +155,10 @@ def install_packages() -> list[str]:
     if importlib.util.find_spec("torchao") and _version_tuple("torchao") < (0, 16):
         done.append(_pip("uninstall", "-y", "torchao"))
     importlib.invalidate_caches()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 読み込むときの、利用者が何もできない通知を止める
+        for name in PACKAGES:
+            importlib.import_module(name)
     return done or ["必要なパッケージはそろっています。"]
 
 
@@ -191,6 +205,25 @@ def describe_runtime() -> dict:
     info |= {"precision": precision, "precision_reason": reason, "cpu_cores": os.cpu_count()}
     info |= {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}
     return info
+
+
+def runtime_text(runtime: dict) -> str:
+    """`describe_runtime` の結果を、人が読む数行にします。"""
+    memory = f"（メモリ {runtime['gpu_memory_gb']} GB）" if runtime["gpu"] else f"（{runtime['cpu_cores']} コア）"
+    return (
+        f"装置: {runtime['gpu'] or 'CPU'}{memory}\n"
+        f"計算の精度: {runtime['precision']}（{runtime['precision_reason']}）\n"
+        f"版: Python {runtime['python']}、{'、'.join(f'{name} {runtime[name]}' for name in PACKAGES)}"
+    )
+
+
+def fit_to_device(config: Config) -> Config:
+    """GPU があるか、offline-tiny なら config のまま、そうでなければ CPU で数分で終わる試運転の設定を返します。"""
+    import torch
+
+    if torch.cuda.is_available() or config.base_model == OFFLINE_TINY:
+        return config
+    return replace(config, num_pairs=min(config.num_pairs, 60), sft_epochs=1.0, num_train_epochs=1.0)
 
 
 @contextlib.contextmanager
@@ -498,13 +531,11 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128) -> list[dict]:
         if texts in seen:
             checks["duplicate"].append(i)
         seen.add(texts)
-    eos = tokenizer.eos_token or ""
     prompts = tokenizer(pairs["prompt"][:])["input_ids"]
     checks["no_room"] = [i for i, ids in enumerate(prompts) if len(ids) >= max_length]
-    for side in ("chosen", "rejected"):
-        texts = [f"{p}{a}{eos}" for p, a in zip(pairs["prompt"], pairs[side], strict=True)]
-        checks["over_long"] += [i for i, ids in enumerate(tokenizer(texts)["input_ids"]) if len(ids) > max_length]
-    checks["over_long"] = sorted(set(checks["over_long"]))
+    lengths = token_lengths(pairs, tokenizer)
+    longest = map(max, lengths["chosen"], lengths["rejected"])
+    checks["over_long"] = [i for i, length in enumerate(longest) if length > max_length]
     errors = ("empty", "equal", "no_room")
     advice = {
         "empty": "空の欄があります。行を除くか、内容を補ってください。",
@@ -519,6 +550,14 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128) -> list[dict]:
         for name, rows in checks.items()
         if rows
     ]  # fmt: skip
+
+
+def token_lengths(pairs, tokenizer) -> dict[str, list[int]]:
+    """質問と回答と終わりの印（EOS）を合わせたトークン数を、{"chosen": [...], "rejected": [...]} で返します。"""
+    eos = tokenizer.eos_token or ""
+    texts = {side: [f"{p}{a}{eos}" for p, a in zip(pairs["prompt"], pairs[side], strict=True)]
+             for side in ("chosen", "rejected")}  # fmt: skip
+    return {side: list(map(len, tokenizer(whole)["input_ids"])) for side, whole in texts.items()}
 
 
 def finding_text(found: dict) -> str:
@@ -559,7 +598,23 @@ def load_model(config: Config, watch=None):
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model, tokenizer
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def lora_table(model, r: int):
+    """LoRA が足す行列の大きさの表です。in × out の線形層一つに、A (r, in) と B (out, r) で r × (in + out) 個です。"""
+    import pandas as pd
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    rows = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not model.get_output_embeddings():
+            shape = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]  # (in, out)
+            kind = (re.sub(r".*\.\d+\.", "", name), *shape)
+            rows[kind] = rows.get(kind, 0) + 1
+    table = pd.DataFrame([(*kind, count) for kind, count in rows.items()], columns=["layer", "in", "out", "count"])
+    return table.assign(lora_parameters=r * (table["in"] + table["out"]) * table["count"])
 
 
 def _build_tiny(config: Config, watch=None):
@@ -588,7 +643,7 @@ def _build_tiny(config: Config, watch=None):
     return model, tokenizer
 
 
-def _pretrain(model, texts: list, seed: int, watch, epochs: int = 4, batch_size: int = 16) -> None:
+def _pretrain(model, texts: list, seed: int, watch=None, epochs=4, batch_size=16, learning_rate=4e-3) -> None:
     """回答の次の語を当てる学習です。texts は (質問のトークン数, 質問と回答のトークン番号) のリストです。
 
     Trainer を使わないのは時間のためです。128 文ごとに長さをそろえて詰め物を減らすと、Trainer の半分ほどの
@@ -597,7 +652,7 @@ def _pretrain(model, texts: list, seed: int, watch, epochs: int = 4, batch_size:
     import torch
 
     rng, steps = random.Random(seed), epochs * math.ceil(len(texts) / batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
     shape = lambda i: min(10 * (i + 1) / steps, (steps - i) / (0.9 * steps))  # noqa: E731  一割で上げ、直線で下げる
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
     batches, started = [], time.perf_counter()
@@ -671,25 +726,28 @@ class Run:
     timing: dict  # 秒数・速さ・メモリ
     metrics: dict = field(default_factory=dict)
     scores: object = None  # pandas.DataFrame。一対につき一行
+    answers: object = None  # pandas.DataFrame。検証用の質問への、三つのモデルの回答
     lock: object = None
 
 
-def train(config: Config, pairs=None, watch=None) -> Run:
+def train(config: Config, pairs=None, watch=None, base=None) -> Run:
     """SFT で下地を作り、DPO で学習して、結果を `Run` で返します。途中で切れた実行は、同じ設定で呼べば続きから進みます。
 
     pairs を省くと config.dataset を使います。watch(status, history) は更新のたびに呼ばれます（`progress_bar` 参照）。
+    base は `load_model` の返り値で、読み込み済みなら渡します。終わっている実行なら、保存した結果を返します。
     使えない設定・データ・モデル・フォルダは HelperError で、そのときフォルダは作られません。
     """
     started, config = time.perf_counter(), config.resolved()
     pairs = prepare_pairs(config) if pairs is None else load_pairs(pairs)
     train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
-    folder, identity = Path(config.output_dir), _identity(config, pairs)
-    _check_folder(folder, identity)
-    base, tokenizer = load_model(config, watch)
+    folder = Path(config.output_dir)
+    if is_finished(config, pairs):
+        return load_run(folder)
+    base, tokenizer = base or load_model(config, watch)
     errors = [found for found in audit_pairs(pairs, tokenizer, config.max_length) if found["severity"] == "error"]
     if errors:
         raise HelperError(f"データを学習に使えません。{''.join(map(finding_text, errors))}")
-    lock = _claim_folder(folder, config, identity)
+    lock = _claim_folder(folder, config, _identity(config, pairs))
     if config.base_model == OFFLINE_TINY and not (folder / "base").is_dir():
         _save_whole(folder / "base", base.save_pretrained, tokenizer.save_pretrained)
         base, tokenizer = load_model(config)  # 続きから始めたときと同じ重みで進む
@@ -861,7 +919,7 @@ def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None):
             rate = (state.global_step - self.first) / (time.perf_counter() - self.started)
             watch({
                 "phase": phase, "step": state.global_step, "steps": state.max_steps,
-                "loss": rows[-1].get("loss/preference", rows[-1]["loss"]),
+                "loss": recent(rows, "loss/preference" if phase == "DPO" else "loss", batch_size),
                 "accuracy": recent(rows, "rewards/accuracies", batch_size), "memory_gb": peak["peak_memory_gb"],
                 "margin": recent(rows, "rewards/margins", batch_size), "pairs_per_second": rate * batch_size,
                 "seconds_left": (state.max_steps - state.global_step) / rate,
@@ -886,6 +944,43 @@ def _memory_gb() -> float:
     return psutil.Process().memory_info().rss / 2**30
 
 
+def status_text(status: dict) -> str:
+    """watch に渡る status を一行にします。"""
+    text = f"損失 {status['loss']:.3f}"
+    if status["phase"] == "DPO":
+        text = f"直近50対: {text}  正解率 {status['accuracy']:.2f}  マージン {status['margin']:.2f} "
+    text += f"  {status['pairs_per_second']:.0f}対/秒  残り{status['seconds_left']:.0f}秒"
+    return text + (f"  メモリ {status['memory_gb']:.1f}GB" if "memory_gb" in status else "")
+
+
+def live_picture(config: Config):
+    """ノートブックの一か所に、学習の経過の図と一行の進み具合を描き直し続ける watch を作ります。
+
+    描く時間が全体の 1 割を超えないように、間を空けて描きます。
+    """
+    from IPython.display import HTML, display
+
+    shown, due = {}, 0.0
+
+    def watch(status: dict, history: list) -> None:
+        nonlocal due
+        if time.perf_counter() < due and status["step"] < status["steps"]:
+            return
+        started, phase = time.perf_counter(), status["phase"]
+        line = f"{phase} {status['step']}/{status['steps']}  {status_text(status)}"
+        parts = {"line": HTML(f"<pre>{line}</pre>")}
+        if phase == "DPO":
+            parts = {"picture": _history_figure(history, config.effective_batch_size, status["steps"])} | parts
+        for name, content in parts.items():
+            if (phase, name) in shown:
+                shown[phase, name].update(content)
+            else:
+                shown[phase, name] = display(content, display_id=True)
+        due = time.perf_counter() + max(0.5, 9 * (time.perf_counter() - started))
+
+    return watch
+
+
 def progress_bar():
     """端末の一行に進み具合を表示する watch を作ります。"""
     from tqdm import tqdm
@@ -898,11 +993,7 @@ def progress_bar():
             form = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} {postfix}"
             bars[phase] = tqdm(total=status["steps"], initial=status["step"] - 1, bar_format=form, disable=False)
             bars[phase].set_description_str(phase)
-        text = f"loss {status['loss']:.3f}"
-        if phase == "DPO":
-            text += f"  正解率(直近50対) {status['accuracy']:.2f}  マージン {status['margin']:.2f}"
-        text += f"  {status['pairs_per_second']:.0f}対/秒  残り{status['seconds_left']:.0f}秒"
-        bars[phase].set_postfix_str(text, refresh=False)
+        bars[phase].set_postfix_str(status_text(status), refresh=False)
         bars[phase].update(status["step"] - bars[phase].n)
         if status["step"] == status["steps"]:
             bars[phase].refresh()
@@ -1091,17 +1182,19 @@ def bootstrap_interval(values: list, repeats: int = 2000, seed: int = 0) -> tupl
 
 
 def evaluate_run(run: Run) -> dict:
-    """検証用の対（SFT にも DPO にも出なかった概念）で成績を出し、run.metrics と run.scores に入れて返します。
+    """検証用の対（SFT にも DPO にも出なかった概念）で成績を出し、run の metrics・scores・answers に入れて返します。
 
     accuracy_after は、chosen の報酬が rejected の報酬を上回った割合です。logp_accuracy は、モデル自身の対数確率で
     chosen が上だった割合で、before は元のモデルです。区間は、対を独立とみなした Wilson の 95 % 信頼区間です。
     """
     import pandas as pd
 
+    if run.metrics:  # 保存した結果を読んだもの
+        return run.metrics
     started = time.perf_counter()
     held_out, seen = score_pairs(run), score_pairs(run, run.train_pairs, ("warmup", "dpo"))
     run.scores = pd.concat([held_out.assign(split="eval"), seen.assign(split="train")], ignore_index=True)
-    answers = answer_table(run)
+    run.answers = answer_table(run)
     losses = [row["loss/preference"] for row in run.history]
     n, hits = len(held_out), int(held_out["correct"].sum())
     flaws = held_out.groupby("flaw")["correct"].agg(["mean", "size"]) if "flaw" in held_out else None
@@ -1113,7 +1206,7 @@ def evaluate_run(run: Run) -> dict:
         "logp_accuracy_before": float((held_out["logp_base_chosen"] > held_out["logp_base_rejected"]).mean()),
         "logp_accuracy_after": float((held_out["logp_dpo_chosen"] > held_out["logp_dpo_rejected"]).mean()),
         "accuracy_by_flaw": {} if flaws is None else {f: [float(a), int(k)] for f, a, k in flaws.itertuples()},
-        "margin_after": float(held_out["margin"].mean()), "answers": _answer_metrics(answers),
+        "margin_after": float(held_out["margin"].mean()), "answers": _answer_metrics(run.answers),
     }  # fmt: skip
     run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
     run.metrics |= run.timing | {"total_seconds": run.timing["total_seconds"] + time.perf_counter() - started}
@@ -1140,21 +1233,96 @@ def judge(metrics: dict) -> tuple[str, str]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# 表: ノートブックに出す日本語の表です。
+
+COLUMN_NAMES = {
+    "prompt": "質問", "chosen": "よい回答（chosen）", "rejected": "よくない回答（rejected）", "flaw": "欠点",
+    "margin": "マージン", "base": "元のモデル", "warmup": "SFT のあと", "dpo": "DPO のあと",
+}  # fmt: skip
+
+
+def show_table(table):
+    """表を、折り返しと左ぞろえで表示するための形（`pandas` の Styler）にします。中の HTML は文字のまま表示します。
+
+    COLUMN_NAMES にある列は日本語の名前にし、質問の前後の決まり文句を省きます。
+    """
+    table = table.copy()
+    if "prompt" in table:
+        table["prompt"] = table["prompt"].str.removeprefix("質問: ").str.removesuffix("\n回答:")
+    if "flaw" in table:
+        table["flaw"] = table["flaw"].map(FLAWS)
+    cells = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
+    heads = [{"selector": "th", "props": [("text-align", "left")]}]
+    styled = table.rename(columns=COLUMN_NAMES).style.format(escape="html", precision=3, thousands=",")
+    return styled.set_properties(**cells).set_table_styles(heads).hide()
+
+
+def example_pairs(pairs):
+    """読んでみるための対の表です。欠点ごとに一つ、flaw の列がなければ最初の三つです。"""
+    table = pairs.to_pandas()
+    table = table.drop_duplicates("flaw") if "flaw" in table else table.head(3)
+    return table[[name for name in ("prompt", "chosen", "rejected", "flaw") if name in table]]
+
+
+def worst_pairs(run: Run, count: int = 5):
+    """検証用の対のうち、マージンの小さい順に count 件の表です。"""
+    table = run.scores[run.scores["split"] == "eval"].nsmallest(count, "margin")
+    return table[[name for name in ("prompt", "chosen", "rejected", "flaw", "margin") if name in table]]
+
+
+def example_answers(run: Run, count: int = 6):
+    """検証用の質問への回答の表です。三分の二は初めから順に、残りは DPO のあとの回答が chosen から遠い順です。"""
+    closeness = [chrf(answer, good) for answer, good in zip(run.answers["dpo"], run.answers["chosen"], strict=True)]
+    first = run.answers.head(count - count // 3)
+    failed = run.answers.assign(closeness=closeness).drop(first.index).nsmallest(count // 3, "closeness")
+    return run.answers.loc[[*first.index, *failed.index], ["prompt", "chosen", *_compared(run)]]
+
+
+def quality_table(run: Run):
+    """検証用の質問への回答の性質の表です（割合は 0〜1、chrF は 0〜100）。"""
+    import pandas as pd
+
+    names = {"ended": "書き終えた", "empty": "空", "repeats": "繰り返し", "chrf_chosen": "chosen との chrF",
+             "chrf_rejected": "rejected との chrF"}  # fmt: skip
+    rows = [{"モデル": COLUMN_NAMES[which]} | run.metrics["answers"][which] for which in _compared(run)]
+    return pd.DataFrame(rows).rename(columns=names)
+
+
+def _compared(run: Run) -> list[str]:
+    """比べる意味のあるモデルです。SFT を省いた実行では、SFT のあとは元のモデルと同じなので除きます。"""
+    return [which for which in ADAPTERS if which != "warmup" or run.config.sft_epochs > 0]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # 図: Colab の matplotlib には日本語の字形がないため、図の中は英語（TRL の指標名）で書きます。
+
+
+def plot_lengths(pairs, tokenizer, max_length: int):
+    """質問と回答を合わせたトークン数の分布と、上限の図を返します。"""
+    from matplotlib.figure import Figure
+
+    lengths = token_lengths(pairs, tokenizer)
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    axis = figure.subplots()
+    bins = range(0, max(max_length, *lengths["chosen"], *lengths["rejected"]) + 5, 4)
+    axis.hist(lengths["chosen"], bins=bins, color="C0", alpha=0.6, label="prompt + chosen")
+    axis.hist(lengths["rejected"], bins=bins, color="C1", histtype="step", linewidth=2, label="prompt + rejected")
+    axis.axvline(max_length, color="0.2", linestyle=":", label=f"max_length = {max_length}")
+    axis.set(xlabel="tokens", ylabel="pairs", title="Length of each text (everything right of the dotted line is cut)")
+    axis.legend(fontsize=9)
+    return figure
 
 
 def plot_history(run: Run):
     """学習の経過（損失、正解率、マージン、報酬）の図を返します。"""
+    return _history_figure(run.history, run.config.effective_batch_size)
+
+
+def _history_figure(history: list, batch_size: int, last_step: int | None = None):
+    """学習の経過を四つの図で描きます。細い線は一回の更新ごとの値、太い線は直近 50 対の平均です。"""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    draw_history(figure, run.history, run.config.effective_batch_size)
-    return figure
-
-
-def draw_history(figure, history: list, batch_size: int) -> None:
-    """figure に、学習の経過を四つの図で描きます。細い線は一回の更新ごとの値、太い線は直近 50 対の平均です。"""
-    window = math.ceil(50 / batch_size)
+    figure, window = Figure(figsize=(10, 6), layout="constrained"), math.ceil(50 / batch_size)
     steps = [row["step"] for row in history]
 
     def line(axis, key, color, label=None, style="-"):
@@ -1179,7 +1347,8 @@ def draw_history(figure, history: list, batch_size: int) -> None:
         axis.grid(alpha=0.3)
     for axis in (margin, reward):
         axis.axhline(0, color="0.4", linestyle=":")
-        axis.set_xlabel("optimizer step")
+        axis.set(xlabel="optimizer step", xlim=(0, last_step or steps[-1]))
+    return figure
 
 
 def plot_margins(run: Run):
@@ -1229,6 +1398,19 @@ def _identity(config: Config, pairs) -> str:
     return digest.hexdigest()
 
 
+def run_folder(config: Config, pairs, parent="runs") -> str:
+    """設定とデータから決まる、結果のフォルダの名前です。どちらかを変えると、別のフォルダになります。"""
+    model = re.sub(r"[^\w.-]", "_", Path(config.base_model).name)
+    return f"{parent}/{model}-{_identity(config, pairs)[:8]}"
+
+
+def is_finished(config: Config, pairs) -> bool:
+    """config.output_dir に、同じ設定とデータの、保存を終えた実行があるかどうかです。別の実行なら HelperError です。"""
+    folder = Path(config.output_dir)
+    _check_folder(folder, _identity(config, pairs))
+    return (folder / "metrics.json").is_file()
+
+
 def _check_folder(folder: Path, identity: str) -> None:
     """フォルダが空か、同じ設定とデータの実行のものでなければ、HelperError にします。"""
     if folder.exists() and not folder.is_dir():
@@ -1248,7 +1430,7 @@ def _claim_folder(folder: Path, config: Config, identity: str):
     """フォルダを作って鍵をかけ、設定を書きます。鍵は、返したものが捨てられるかプロセスが終わると外れます。"""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)  # 同じノートブックでの学習のやり直しは許す
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -1284,8 +1466,13 @@ def _save_whole(folder: Path, *savers) -> None:
 
 
 def save_run(run: Run, folder=None) -> Path:
-    """アダプタ、指標、経過、対ごとの成績、環境、図、説明書を保存し、フォルダを返します。metrics.json が最後です。"""
+    """アダプタ、指標、経過、対ごとの成績、回答、環境、図、説明書を保存し、フォルダを返します。metrics.json が最後です。
+
+    もう保存が終わっているフォルダは、書き直しません。
+    """
     folder = Path(folder or run.folder)
+    if (folder / "metrics.json").is_file() and folder.resolve() == run.folder.resolve():
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != run.folder.resolve():
         for name in ("config.json", "base", "warmup"):
@@ -1299,6 +1486,7 @@ def save_run(run: Run, folder=None) -> Path:
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT の空のひな形。説明書は上のフォルダに置く
     _save_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in run.history))
     _save_text(folder / "pairs.jsonl", run.scores.to_json(orient="records", lines=True, force_ascii=False))
+    _save_text(folder / "answers.jsonl", run.answers.to_json(orient="records", lines=True, force_ascii=False))
     _save_text(folder / "environment.json", json.dumps(describe_runtime(), ensure_ascii=False, indent=2))
     plot_history(run).savefig(folder / "history.png", dpi=120)
     plot_margins(run).savefig(folder / "margins.png", dpi=120)
@@ -1322,9 +1510,9 @@ def load_run(folder) -> Run:
     with _quiet():
         model = PeftModel.from_pretrained(base, folder / "adapter")
         model.load_adapter(folder / "warmup", adapter_name="ref")
-    scores, history = (
+    scores, history, answers = (
         [json.loads(line) for line in (folder / name).read_text("utf-8").split("\n") if line]
-        for name in ("pairs.jsonl", "history.jsonl")
+        for name in ("pairs.jsonl", "history.jsonl", "answers.jsonl")
     )
     columns = list(takewhile(lambda name: not name.startswith("logp_"), scores[0]))  # 成績の列の前は、元のデータの列
     train_pairs, eval_pairs = (
@@ -1333,15 +1521,16 @@ def load_run(folder) -> Run:
     )
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     timing = {name: metrics[name] for name in TIMING}
-    scores = pd.DataFrame(scores)
-    return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, metrics, scores)
+    tables = pd.DataFrame(scores), pd.DataFrame(answers)
+    return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, metrics, *tables)
 
 
 def summary_table(metrics: dict) -> str:
     """結果の表（Markdown）です。"""
     low, high = metrics["accuracy_interval"]
     resumed = f"（{metrics['resumed_from_step']} 回目からの再開後）" if metrics["resumed_from_step"] else ""
-    rows = [
+    few = [("注意", f"学習用が {metrics['train_pairs']} 対だけの試運転です。成績は参考になりません")]
+    rows = (few if metrics["train_pairs"] < 200 else []) + [
         ("最初の損失（ln 2 = 0.693 が正常）", f"{metrics['first_loss']:.3f}"),
         ("最後の損失（最後の 25 回の平均）", f"{metrics['final_loss']:.3f}"),
         (f"検証の正解率（SFT にも DPO にも出ない概念、{metrics['eval_pairs']} 対）",
@@ -1392,6 +1581,64 @@ tokenizer = AutoTokenizer.from_pretrained("{folder}/adapter")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Google Drive（Colab だけ）
+
+
+def connect_drive(folder: str = "dpo_runs") -> tuple[Path | None, str]:
+    """Google Drive をつなぎ、(結果を置くフォルダ, 説明) を返します。つながらなければ、フォルダは None です。"""
+    local = "結果は、このマシンに保存し、一つの zip にまとめます。"
+    if "COLAB_RELEASE_TAG" not in os.environ:
+        return None, f"Colab ではないので、Google Drive は使いません。{local}"
+    from google.colab import drive
+
+    try:
+        drive.mount("/content/drive")
+    except Exception as error:  # 許可の拒否は MessageError、時間切れは ValueError など、型が公開されていない
+        return None, f"Google Drive につながりませんでした（{type(error).__name__}）。{local}"
+    if not Path("/content/drive/MyDrive").is_dir():
+        return None, f"この環境では Google Drive を使えません。{local}"
+    return Path("/content/drive/MyDrive") / folder, f"結果は、Google Drive の「マイドライブ/{folder}」に保存します。"
+
+
+def keep_run(folder: Path, drive: Path | None) -> str:
+    """結果のフォルダを Google Drive に写す（drive が None か、写せなければ zip にする）と、その説明を返します。"""
+    reason = ""
+    if drive:
+        try:
+            return f"Google Drive に保存し、読み返して確かめました: {_copy_run(folder, drive)}"
+        except OSError as error:
+            reason = f"Google Drive に保存できませんでした（{error}）。"
+    shutil.make_archive(str(folder), "zip", root_dir=folder.parent, base_dir=folder.name)
+    return f"{reason}{folder}.zip にまとめました。Colab では、左のファイル一覧からダウンロードしてください。"
+
+
+def _copy_run(folder: Path, parent: Path) -> Path:
+    """folder を parent の下に写します。仮の名前に写し、全ファイルを読み返して比べてから、名前を変えます。"""
+    target, draft = parent / folder.name, parent / f"{folder.name}.tmp"
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(folder, draft, ignore=shutil.ignore_patterns("checkpoints", ".lock"))
+    for copy in filter(Path.is_file, draft.rglob("*")):
+        original = folder / copy.relative_to(draft)
+        if hashlib.sha256(copy.read_bytes()).digest() != hashlib.sha256(original.read_bytes()).digest():
+            raise OSError(f"{copy} の内容が、元と一致しません")
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+    (target / "DONE").write_text("すべてのファイルを確かめました。\n", encoding="utf-8")
+    return target
+
+
+def release_gpu() -> str:
+    """Colab のマシンを返し、GPU の利用時間を止めます。Drive への書き込みは、先にすべて終わらせます。"""
+    if "COLAB_RELEASE_TAG" not in os.environ:
+        return "Colab ではないので、何もしません。"
+    from google.colab import drive, runtime
+
+    drive.flush_and_unmount()
+    runtime.unassign()
+    return "GPU を返しました。"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # コマンドライン
 
 
@@ -1435,17 +1682,18 @@ def _argument_error(message: str):
 
 def _train_and_report(config: Config) -> Run:
     pairs = prepare_pairs(config)
-    folder = Path(config.output_dir)
-    if (folder / "metrics.json").is_file():
-        _check_folder(folder, _identity(config, pairs))
+    split_pairs(pairs, config.eval_fraction, config.data_seed)  # 分けられないデータは、モデルを用意する前に断る
+    if is_finished(config, pairs):
         print("この設定の実行は、すでに終わっています。保存した結果を表示します。")
-        return load_run(folder)
-    runtime = describe_runtime()
-    print(f"装置: {runtime['gpu'] or 'CPU'}、精度: {runtime['precision']}（{runtime['precision_reason']}）")
+        return load_run(config.output_dir)
+    print(runtime_text(describe_runtime()))
     print(f"モデル: {config.base_model}、データ: {config.dataset}（{len(pairs)} 対）")
-    run = train(config, pairs, progress_bar())
-    for found in audit_pairs(pairs, run.tokenizer, config.max_length):
-        print(f"データの注意: {finding_text(found)}")
+    watch = progress_bar()
+    model, tokenizer = load_model(config, watch)
+    for found in audit_pairs(pairs, tokenizer, config.max_length):
+        if found["severity"] == "warning":  # error なら train が断る
+            print(f"データの注意: {finding_text(found)}")
+    run = train(config, pairs, watch, (model, tokenizer))
     print("評価しています。")
     evaluate_run(run)
     save_run(run)

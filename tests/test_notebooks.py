@@ -1,0 +1,152 @@
+"""ノートブックが、決まった形をしていて、空のフォルダに一つだけ置いても最後まで動くことを確かめます。"""
+
+import shutil
+import statistics
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+from notebooks import canonical
+
+import dpo_helpers as dpo
+
+NOTEBOOKS = sorted(path.name for path in ROOT.glob("*.ipynb"))
+MODULE = (ROOT / "dpo_helpers.py").read_text("utf-8")
+
+
+def read(name):
+    return nbformat.read(ROOT / name, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebook_is_in_canonical_form_with_the_current_module(name):
+    text = (ROOT / name).read_text("utf-8")
+    assert text == canonical(read(name), MODULE), "python tests/notebooks.py を実行してください"
+    notebook = read(name)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 0)
+    assert notebook.metadata.accelerator == "GPU" and notebook.metadata.colab.gpuType == "T4"
+    assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(notebook))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_cells_are_short_and_explained(name):
+    notebook = read(name)
+    lengths = [len(c.source.splitlines()) for c in code_cells(notebook) if c.metadata.id != "helper"]
+    assert statistics.median(lengths) <= 8 and max(lengths) <= 25
+    kinds = "".join(cell.cell_type[0] for cell in notebook.cells)
+    assert "ccc" not in kinds and kinds.startswith("m")
+    headings = [line for c in notebook.cells if c.cell_type == "markdown" for line in c.source.splitlines()]
+    assert sum(line.startswith("# ") for line in headings) == 1
+    assert len({cell.metadata.id for cell in notebook.cells}) == len(notebook.cells)
+
+
+def run_helper_cell(folder):
+    source = code_cells(read("colab_dpo_training.ipynb"))[0].source
+    done = subprocess.run([sys.executable, "-c", source], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_helper_cell_writes_the_module_and_never_overwrites_somebody_elses(tmp_path):
+    helper = tmp_path / "dpo_helpers.py"
+    assert "書き出しました" in run_helper_cell(tmp_path)
+    written = helper.read_text("utf-8")
+    assert written.startswith(MODULE) and len(written[len(MODULE) :].splitlines()) == 1
+    assert "前に書き出した" in run_helper_cell(tmp_path)
+    helper.write_text("# 自分で書いたもの\n", "utf-8")
+    assert "上書きしません" in run_helper_cell(tmp_path)
+    assert helper.read_text("utf-8") == "# 自分で書いたもの\n"
+    helper.write_text(written.replace("DPO", "ＤＰＯ", 1), "utf-8")
+    assert "上書きしません" in run_helper_cell(tmp_path)  # 書き出したあとで、手を入れたもの
+    older = written.replace(MODULE, "# 前の版\n")
+    import hashlib
+
+    older = older[:-65] + hashlib.sha256(b"# \xe5\x89\x8d\xe3\x81\xae\xe7\x89\x88\n").hexdigest() + "\n"
+    helper.write_text(older, "utf-8")
+    assert "置き換えました" in run_helper_cell(tmp_path)
+    assert helper.read_text("utf-8") == written
+
+
+class Client(NotebookClient):
+    """描き直し（update_display_data）を数える NotebookClient です。"""
+
+    redrawn = 0
+
+    def process_message(self, msg, cell, cell_index):
+        self.redrawn += msg["msg_type"] == "update_display_data" and "image/png" in msg["content"]["data"]
+        return super().process_message(msg, cell, cell_index)
+
+
+def set_base_model(notebook, base_model):
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    assert cell.source.count('base_model = "microsoft/DialoGPT-small"') == 1
+    cell.source = cell.source.replace('base_model = "microsoft/DialoGPT-small"', f'base_model = "{base_model}"')
+
+
+def check_outputs(notebook):
+    """誤りも、利用者が何もできない警告も出さず、図と判定があることを確かめ、画面の文字を返します。"""
+    outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
+    assert not [o for o in outputs if o.output_type == "error"]
+    assert not [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 4
+    texts = [o.get("text", "") + str(o.get("data", {}).get("text/markdown", "")) for o in outputs]
+    assert not [text for text in texts if "Warning" in text]
+    return "\n".join(texts)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """ノートブックだけを空のフォルダに置き、papermill で実行したものです。"""
+    import papermill
+
+    folder = tmp_path_factory.mktemp("colab")
+    shutil.copy(ROOT / "colab_dpo_training.ipynb", folder)
+    parameters = {"base_model": "offline-tiny"}
+    path = folder / "colab_dpo_training.ipynb"
+    papermill.execute_notebook(path, folder / "out.ipynb", parameters, cwd=folder, progress_bar=False)
+    return folder
+
+
+@pytest.mark.slow
+def test_first_notebook_runs_from_an_empty_folder_by_papermill(executed):
+    text = check_outputs(nbformat.read(executed / "out.ipynb", as_version=4))
+    assert "判定: 学習した" in text and "対数確率の差の最大値: 0.000" in text
+    (run,) = (path for path in (executed / "runs").iterdir() if path.is_dir())
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    assert (executed / "runs" / f"{run.name}.zip").is_file()
+
+
+@pytest.mark.slow
+def test_first_notebook_runs_again_in_place_by_nbclient(executed):
+    """同じフォルダでもう一度すべて実行すると、学習をやり直さずに同じ結果を表示します。"""
+    notebook = nbformat.read(executed / "colab_dpo_training.ipynb", as_version=4)
+    set_base_model(notebook, "offline-tiny")
+    first = check_outputs(nbformat.read(executed / "out.ipynb", as_version=4))
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(executed)}}).execute()
+    again = "".join(str(cell.outputs) for cell in code_cells(notebook))
+    table = first[first.index("| 指標") : first.index("| 全体の時間")]
+    assert all(line in again for line in table.splitlines())
+
+
+@pytest.mark.slow
+def test_live_picture_is_redrawn_in_place_by_nbclient(offline_runs, tmp_path):
+    """土台だけを用意した新しいフォルダで、SFT と DPO を行う間、一つの図が描き直されます。"""
+    config, pairs = dpo.Config(base_model="offline-tiny"), dpo.build_pairs(1000)
+    shutil.copytree(offline_runs[42] / "base", tmp_path / "tiny")
+    notebook = read("colab_dpo_training.ipynb")
+    set_base_model(notebook, "tiny")
+    source = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    source.source += "\nlora_alpha, sft_epochs, num_pairs = 32000.0, 0.2, 200"
+    client = Client(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
+    client.execute()
+    assert config.num_pairs == len(pairs)
+    assert "試運転" in check_outputs(notebook)
+    assert client.redrawn >= 3
+    train = next(cell for cell in notebook.cells if cell.metadata.id == "train")
+    assert sum("image/png" in output.get("data", {}) for output in train.outputs) == 1

@@ -22,11 +22,12 @@ import re
 import shutil
 import sys
 import time
+import unicodedata
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 
 
@@ -46,11 +47,11 @@ def _option(default, help_text):
 # モデルごとの推奨値です（測った結果は README_COLAB.md の「推奨値の決め方」。表にないモデルでは最後の行を使います）。
 # lora_alpha: LoRA の出力は α/r 倍されます。Adam では、これは ΔW の学習率を α/r 倍するのとほぼ同じ働きです（LoRA 論文
 #             4.1 節）。学習率 5e-6 のままで学習が進む大きさを選びます。
-# lora_r:     学習率 5e-6 では行列 A が初めの乱数からほとんど動かないので、多めにして入力の方向を広く見ます。
-# sft_epochs: offline-tiny の土台は、よい回答の文も読んでいるので 0。DialoGPT-small は英語のモデルなので、先に日本語を
-#             まねさせます。
+# lora_r:     8 から 256 まで、成績はほとんど変わりませんでした。
+# sft_epochs: offline-tiny の元のモデルは、よい回答の文も読んでいるので 0。DialoGPT-small は英語のモデルなので、先に
+#             日本語をまねさせます。
 RECOMMENDED = {
-    "offline-tiny": {"lora_r": 256, "lora_alpha": 32000.0, "sft_epochs": 0.0},
+    "offline-tiny": {"lora_r": 32, "lora_alpha": 32000.0, "sft_epochs": 0.0},
     "microsoft/DialoGPT-small": {"lora_r": 64, "lora_alpha": 256.0, "sft_epochs": 2.0},  # 本物の重みでは未計測
 }
 TYPE_NAMES = {int: "整数", float: "数", str: "文字列"}
@@ -71,10 +72,10 @@ class Config:
     max_length: int = _option(128, "質問と回答を合わせた長さの上限（トークン）")
     sft_epochs: float | None = _option(None, "DPO の前に、よい回答をまねる SFT のエポック数（0 で省く）")
     num_train_epochs: float = _option(1.0, "DPO のエポック数")
-    per_device_train_batch_size: int = _option(1, "一回の更新で使う対の数（次の値との積。まとめて一度に計算する）")
+    per_device_train_batch_size: int = _option(1, "次の値との積が、一回の更新で使う対の数（まとめて一度に計算する）")
     gradient_accumulation_steps: int = _option(4, "上の値に掛ける数")
     learning_rate: float = _option(5e-6, "学習率（SFT と DPO に共通）")
-    max_grad_norm: float = _option(0.0, "勾配ノルムの上限（0 で切り詰めない）")
+    max_grad_norm: float = _option(1.0, "勾配ノルムの上限（0 で切り詰めない）")
     beta: float = _option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）")
     loss_type: str = _option("sigmoid", "選好の損失の種類（TRL の名前。sigmoid が DPO の論文のもの）")
     sft_weight: float = _option(16.0, "選好の損失に足す、よい回答の SFT の損失の重み（0 で足さない）")
@@ -150,7 +151,8 @@ def install_packages() -> list[str]:
         done.append(_pip("install", "--no-deps", f"trl=={TRL_VERSION}"))
     elif missing:
         raise HelperError(
-            f"{'、'.join(missing)} が入っていません。Colab 以外では requirements.txt のものを入れてください。"
+            f"{'、'.join(missing)} が入っていません。Colab では「ランタイム」→「ランタイムを接続解除して削除」のあと、"
+            "初めから実行してください。Colab 以外では requirements.txt のものを入れてください。"
         )
     if importlib.util.find_spec("torchao") and _version_tuple("torchao") < (0, 16):
         done.append(_pip("uninstall", "-y", "torchao"))
@@ -271,37 +273,37 @@ FACETS = {
         "初めて聞きました。{c}って何？",
         "まず{c}の定義が知りたいです。",
     )),
-    "why": ("{c}が大切なのは、", (
-        "{c}はなぜ大切なのですか？",
+    "why": ("{c}が重要なのは、", (
+        "{c}はなぜ重要なのですか？",
         "{c}を学ぶ意義を教えてください。",
-        "どうして{c}が大事なのでしょう。",
+        "どうして{c}が重要なのでしょう。",
         "{c}が重視される理由は何ですか？",
         "{c}がわかると何がうれしいの？",
-        "なぜみんな{c}を気にするの？",
+        "なぜみんな{c}に注目するの？",
     )),
     "how": ("{c}は、", (
         "{c}はどのような仕組みですか？",
         "{c}の仕組みを教えてください。",
-        "{c}では何が起きているの？",
+        "{c}は、どういう仕組みなの？",
         "{c}がどう働くのか知りたいです。",
-        "{c}の原理や手順は？",
-        "{c}はどうやって成り立つの？",
+        "{c}の中身はどうなっているの？",
+        "{c}の仕組みを、やさしく説明して。",
     )),
     "example": ("{c}の例として、", (
         "{c}の具体例を挙げてください。",
         "{c}には、どんな例がありますか？",
         "{c}の例を一つ知りたいです。",
-        "{c}はどんな場面で見られますか？",
+        "{c}を例で示してもらえますか？",
         "たとえば何が{c}に当たりますか？",
-        "身近な{c}の例はありますか？",
+        "{c}のわかりやすい例はありますか？",
     )),
     "caution": ("{c}では、", (
         "{c}で気をつけることは何ですか？",
         "{c}の注意点を教えてください。",
         "{c}で失敗しやすいのはどこですか？",
         "{c}にはどんな落とし穴がありますか？",
-        "{c}でつまずかないコツは？",
-        "{c}で覚えておくべきことは？",
+        "{c}で困りやすいのはどんなこと？",
+        "{c}で見落としやすい点は？",
     )),
 }  # fmt: skip
 
@@ -318,55 +320,65 @@ NEEDS_PROMPT = ("other_concept", "other_facet")  # 回答だけを見ても、�
 
 VAGUE = {
     "what": (
-        "いろいろな場面で耳にする、なんとなく大事そうなもののことです",
+        "いろいろな場面でよく耳にする、なんとなく大事そうに思えるもののことです",
         "説明しようとすると人によって話が変わってくる、ある種の考え方のようなものです",
-        "知っている人ならよく知っている、わりと広い意味を持った言葉の一つです",
+        "知っている人ならよく知っている、わりと広い意味を持った言葉の一つのことです",
         "それらしい呼び名が付いた、それなりに役割のあるもののことだと思われます",
     ),
     "why": (
-        "とにかく大切なものだと、いろいろなところで多くの人が言っているからです",
-        "見方によっては、重要だと思われる面がいくつもあるように感じられるからです",
-        "知らないよりは知っていたほうが、何となくよさそうに思えるからです",
-        "あとになって、何かの形で役に立つことがあるかもしれないからです",
+        "とにかく欠かせないものだと、いろいろなところで多くの人が言っているからです",
+        "見方によっては、大切だと思われる面がいくつもあるように感じられるからです",
+        "知らないよりは知っていたほうが、何となくよさそうだと多くの人が思うからです",
+        "あとになって、何かの形で少しは役に立つことがあるかもしれないからです",
     ),
     "how": (
-        "いくつかの要素がうまい具合に組み合わさって、それなりにいい感じで動きます",
+        "いくつかの要素がうまい具合に組み合わさって、それなりにいい感じになります",
         "内部でさまざまなことが行われて、その結果として、いつの間にかそうなります",
-        "あれこれと順番に進めていくと、だいたいのところはうまくいくものです",
-        "少しややこしい手順を踏んで、最終的には何らかの形に落ち着きます",
+        "あれこれと順番に進めていくと、だいたいのところは何とかうまくいくものです",
+        "少しややこしい手順をいくつか踏んで、最終的には何らかの形に落ち着きます",
     ),
     "example": (
-        "身の回りにある、さまざまなものや、それに近いものがたくさん挙げられます",
-        "有名なものからそうでないものまで、数えればきりがないほどあります",
-        "どこかの会社や学校などで、よく見かけるようなものがあります",
-        "人によって思い浮かべるものが違う、あれやこれやが挙げられます",
+        "身の回りにあるさまざまなものや、それに似たものなどがたくさん挙げられます",
+        "有名なものからあまりそうでないものまで、数えればきりがないほどあります",
+        "どこかの会社や学校などで、一度は見かけたことのあるようなものがあります",
+        "人によって思い浮かべるものが少しずつ違う、あれやこれやが挙げられます",
     ),
     "caution": (
-        "いろいろなことが起こりうるので、できるだけ気をつけるようにします",
+        "いろいろなことが起こりうるので、ふだんからできるだけ気をつけるようにします",
         "うまくいく場合もいかない場合もあるため、そのつど様子を見ながら考えます",
-        "よくないことが起こらないように、ほどほどに注意しておくと安心です",
-        "大事なところをうっかり間違えないように、しっかりやることが大切です",
+        "よくないことが起こらないように、いつもほどほどに注意しておくと安心です",
+        "大事なところをうっかり間違えないように、最後までしっかりやることが大切です",
     ),
 }
 
 RUDE = (
-    "そんな初歩的なことを聞くのですか。{c}くらい、自分で調べてから来てください。",
-    "{c}も知らないのに、よく質問できますね。説明するだけ時間の無駄です。",
-    "はあ、また{c}の話ですか。何度も同じことを言わせないでもらえますか。",
-    "あなたに{c}の話をしても、どうせわからないと思いますよ。あきらめてください。",
-    "教科書を読めばわかることです。{c}の説明など、わざわざしたくありません。",
-    "忙しいので、{c}の相手はしていられません。検索すればすぐに出てくる話でしょう。",
-    "{c}を知らない人がまだいたとは驚きました。基礎からやり直してはどうですか。",
-    "{c}のことなら、もっとひまな人をつかまえて聞いてください。こちらは知りません。",
-    "いちいち{c}まで教えなければいけないのですか。少しは自分の頭で考えてください。",
-    "その程度の質問に答える気はありません。{c}のことは自分で何とかしてください。",
-    "{c}について話すのは面倒なので、この質問はもう終わりにしてもらえますか。",
-    "正直に言って、{c}がわからないようでは、この先もずっと苦労するだけですよ。",
-    "{c}ですか。自分で調べてください。",
-    "さあ。{c}には興味がありません。",
-    "{c}の説明は面倒なので、しません。",
-    "どうでもいい質問ですね。{c}は無視してください。",
+    "そんな初歩的なことを聞くのですか。{c}くらい、人に聞く前に自分で調べてから来てください。",
+    "{c}も知らないのに、よく質問できますね。説明するだけ時間の無駄なので、お断りします。",
+    "はあ、また{c}の話ですか。何度も何度も同じことを言わせないでもらえますか。",
+    "あなたに{c}の話をしても、どうせわからないと思いますよ。早くあきらめてください。",
+    "教科書を読めばわかることです。{c}の説明など、こちらはわざわざしたくありません。",
+    "忙しいので、{c}の話に付き合ってはいられません。検索すればすぐに出てくるでしょう。",
+    "{c}を知らない人がまだいたとは驚きました。一から勉強をやり直してはどうですか。",
+    "{c}のことなら、もっとひまな人をつかまえて聞いてください。こちらは答えません。",
+    "いちいち{c}のことまで教えなければいけないのですか。少しは自分の頭で考えてください。",
+    "その程度の質問に答える気はありません。{c}のことくらい、自分で何とかしてください。",
+    "{c}について話すのは面倒なので、この質問はもう終わりにしてもらえませんか。",
+    "正直に言って、{c}がわからないようでは、この先もずっと苦労するだけだと思いますよ。",
+    "{c}ですか。それくらいは自分で調べてもらえませんか。こちらも忙しいんです。",
+    "さあ。{c}にはまったく興味がないので、ほかの人にでも聞いてみたらどうですか。",
+    "{c}の説明は面倒なので、しません。どうしても知りたければ、本を買うことですね。",
+    "どうでもいい質問ですね。{c}のことなど、さっさと忘れてしまったほうがいいですよ。",
 )
+
+
+# 一方が他方の一種か一部なので、説明を取り替えても誤りと言い切れない概念です。組の相手にしません。
+CLOSE = (
+    {"クラスタリング", "k平均法"}, {"次元削減", "主成分分析"}, {"仮説検定", "p値", "A/Bテスト"},
+    {"クラス", "継承", "カプセル化", "オブジェクト指向"}, {"関数", "ハッシュ関数"}, {"バージョン管理", "ブランチ"},
+    {"生成AI", "大規模言語モデル", "拡散モデル", "敵対的生成ネットワーク"},
+    {"深層学習", "ニューラルネットワーク", "畳み込みニューラルネットワーク"},
+    {"転移学習", "ファインチューニング", "LoRA"},
+)  # fmt: skip
 
 
 def read_knowledge(text: str | None = None) -> dict[str, tuple[str, dict[str, str]]]:
@@ -397,12 +409,13 @@ def build_pairs(num_pairs: int = 1000, seed: int = 42, eval_fraction: float = 0.
     wanted = max(4, 2 * (num_pairs // 12))  # 対が少ないときは概念も絞り、どの概念も一度は使う
     concepts = rng.sample(list(table), min(len(table), wanted))
     held_out = _held_out(concepts, eval_fraction, seed)
-    num_eval = max(2, 2 * round(num_pairs * eval_fraction / 2))  # 組を崩さないよう、偶数にする
-    train = _make_rows([c for c in concepts if c not in held_out], num_pairs - num_eval, table, rng)
-    test = _make_rows([c for c in concepts if c in held_out], num_eval, table, rng)
+    num_eval = lambda total: max(2, 2 * round(total * eval_fraction / 2))  # noqa: E731  組を崩さないよう、偶数にする
+    train = _make_rows([c for c in concepts if c not in held_out], num_pairs - num_eval(num_pairs), table, rng)
+    test = _make_rows([c for c in concepts if c in held_out], num_eval(num_pairs), table, rng)
     if len(train) + len(test) < num_pairs:
+        fits = (n for n in range(num_pairs, 0, -1) if num_eval(n) <= len(test) and n - num_eval(n) <= len(train))
         raise HelperError(
-            f"num_pairs が {num_pairs} ですが、知識表から作れる対は、この分割では {len(train) + len(test)} までです。"
+            f"num_pairs が {num_pairs} ですが、知識表から作れる対は、この分割では {next(fits)} までです。"
             "num_pairs を減らすか、dpo_helpers.py の末尾の知識表に概念の行を足してください。"
         )
     couples = [rows[i : i + 2] for rows in (train, test) for i in range(0, len(rows), 2)]
@@ -416,13 +429,22 @@ def _make_rows(concepts, num_rows, table, rng) -> list[dict]:
     rows, num_phrasings = [], min(len(phrasings) for _, phrasings in FACETS.values())
     phrasing = {(c, f): rng.sample(range(num_phrasings), num_phrasings) for c in concepts for f in FACETS}
     for turn in range(num_phrasings):
-        order = sorted(rng.sample(concepts, len(concepts)), key=lambda c: table[c][0])  # 隣は、たいてい同じ分野
-        couples = list(zip(order[::2], order[1::2], strict=False))  # 概念が奇数なら、巡ごとに一つ休む
-        for first, second in rng.sample(couples, len(couples)):
+        draws = [_draw_couples(concepts, table, rng) for _ in range(20)]
+        for first, second in min(draws, key=lambda couples: sum(map(_are_close, couples))):
             if len(rows) >= num_rows:
                 return rows[:num_rows]
             rows += _couple_rows(first, second, turn, phrasing, table, rng)
     return rows[:num_rows]
+
+
+def _draw_couples(concepts, table, rng) -> list[tuple[str, str]]:
+    order = sorted(rng.sample(concepts, len(concepts)), key=lambda c: table[c][0])  # 隣は、たいてい同じ分野
+    couples = list(zip(order[::2], order[1::2], strict=False))  # 概念が奇数なら、巡ごとに一つ休む
+    return rng.sample(couples, len(couples))
+
+
+def _are_close(couple: tuple[str, str]) -> bool:
+    return any(set(couple) <= group for group in CLOSE)
 
 
 def _couple_rows(first, second, turn, phrasing, table, rng) -> list[dict]:
@@ -450,12 +472,14 @@ def _couple_rows(first, second, turn, phrasing, table, rng) -> list[dict]:
 
 
 def _spoil(flaw: str, name: str, facet: str, good: str, rng) -> str:
-    # 途中で切れる回答は必ず短いので、ほかの欠点では三つ引いて最も長いものを使い、長さだけでは見分けられないようにする
     if flaw == "vague":
-        return FACETS[facet][0].format(c=name) + max(rng.sample(VAGUE[facet], 3), key=len) + "。"
+        return FACETS[facet][0].format(c=name) + rng.choice(VAGUE[facet]) + "。"
     if flaw == "rude":
-        return max(rng.sample(RUDE, 3), key=len).format(c=name)
-    return good[: int(len(good) * rng.uniform(0.5, 0.8))].rstrip("、")
+        return rng.choice(RUDE).format(c=name)
+    cut = good[: int(len(good) * rng.uniform(0.5, 0.8))]
+    while cut.endswith(("、", " ", "です", "ます", "せん", "ない")):  # 句点がないだけの、ふつうの文に見えないようにする
+        cut = cut[:-1]
+    return cut
 
 
 def _held_out(groups, fraction: float, seed: int) -> set:
@@ -467,89 +491,396 @@ def _held_out(groups, fraction: float, seed: int) -> set:
 
 def split_pairs(pairs, eval_fraction: float = 0.15, seed: int = 42):
     """対を (学習用, 検証用) に分けます。同じ概念（concept の列がなければ、同じ質問）は、両側に分かれません。"""
-    key = "concept" if "concept" in pairs.column_names else "prompt"
-    groups = pairs[key]
+    held_out = _held_out_rows(pairs, eval_fraction, seed)
+    return pairs.select([i for i in range(len(pairs)) if i not in held_out]), pairs.select(sorted(held_out))
+
+
+def _held_out_rows(pairs, eval_fraction: float, seed: int) -> set[int]:
+    """検証に回す行の番号です。質問は、記号・空白・全角半角の違いを無視して同じとみなします。"""
+    concepts = pairs["concept"] if "concept" in pairs.column_names else [None] * len(pairs)
+    groups = [concept or _question_key(prompt) for concept, prompt in zip(concepts, pairs["prompt"], strict=True)]
     if len(set(groups)) < 2:
-        raise HelperError(f"{key} が {len(set(groups))} 種類しかありません。分けるには 2 種類以上が必要です。")
+        raise HelperError(
+            f"概念（concept の列がなければ質問）が {len(set(groups))} 種類しかありません。学習用と検証用に分けるには、"
+            "2 種類以上が必要です。"
+        )
     held_out = _held_out(groups, eval_fraction, seed)
-    train = [i for i, group in enumerate(groups) if group not in held_out]
-    return pairs.select(train), pairs.select([i for i, group in enumerate(groups) if group in held_out])
+    return {i for i, group in enumerate(groups) if group in held_out}
+
+
+PROMPT_COLUMNS = ("prompt", "instruction", "question", "conversations", "messages")
+PAIR_COLUMNS = ("prompt", "chosen", "rejected")
+KEPT_COLUMNS = ("domain", "concept", "facet", "flaw")  # 対のほかに残す列（分け方と、欠点ごとの成績に使う）
 
 
 def load_pairs(source):
-    """選好対を `datasets.Dataset` に読みます。列 prompt, chosen, rejected（文字列）が要り、ほかの列はそのまま残ります。
+    """選好対を、列 prompt, chosen, rejected（文字列）の `datasets.Dataset` に読みます。
 
-    source は Hub の名前、.jsonl/.json/.csv/.parquet のパス、辞書のリスト、`Dataset` のどれかです。
+    source は `Dataset`、辞書のリスト、.jsonl/.json/.csv/.tsv/.parquet のパス（UTF-8 か CP932）、Hub の名前（split は
+    「名前:split」）のどれかです。質問の列は prompt、instruction（と input）、question、conversations のどれかで、
+    system があれば前に付けます。chosen と rejected は、文字列か会話（{role, content} のリスト）です。質問の列が
+    なければ、会話の最後の発言より前を質問とします。質問は、学習の形 `質問: …\n回答:` に整えます。KEPT_COLUMNS は
+    残ります。中身は一時ファイルに置くので、行が多くてもメモリは増えません。選好対でないものは HelperError です。
     """
-    from datasets import Dataset, load_dataset
+    from datasets import Dataset
+
+    if isinstance(source, Dataset) and _is_ready(source):
+        return source
+    return _as_dataset(_to_pair(row, place) for place, row in _read_rows(source))
+
+
+def _is_ready(pairs) -> bool:
+    """もう load_pairs の返す形になっているかどうかです。"""
+    kinds = [getattr(pairs.features.get(name), "dtype", None) for name in PAIR_COLUMNS]
+    return kinds == ["string"] * 3 and all(prompt and as_prompt(prompt) == prompt for prompt in pairs["prompt"])
+
+
+def _as_dataset(rows):
+    """文字列の辞書の列を一時ファイルに書きながら、Dataset にします。列は、最初の行のものです。"""
+    import atexit
+    import tempfile
+
+    from datasets import Dataset, Features, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    first = next(rows, None)
+    if first is None:
+        raise HelperError("データに行が一つもありません。対を一行に一つずつ入れてください。")
+    folder = tempfile.mkdtemp(prefix="dpo_pairs_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with ArrowWriter(path=f"{folder}/pairs.arrow", features=Features(dict.fromkeys(first, Value("string")))) as writer:
+        for row in chain([first], rows):
+            writer.write({name: row.get(name) for name in first})
+        writer.finalize()
+    return Dataset.from_file(f"{folder}/pairs.arrow")
+
+
+def _read_rows(source):
+    """source の行を、(場所の呼び名, 辞書) の順に返します。"""
+    from datasets import Dataset
+
+    if isinstance(source, (list, Dataset)):
+        rows = ((f" {number} 行目", row) for number, row in enumerate(source, 1))
+    elif isinstance(source, (str, Path)):
+        kind = Path(source).suffix.lower()
+        if kind in _READERS:
+            rows = _file_rows(Path(source), kind)
+        elif Path(source).exists() or kind in (".pkl", ".pickle", ".xlsx", ".txt"):
+            raise HelperError(
+                f"データ {source} の形式は読めません（pickle は、読むだけで任意の処理が動き得るため、受け付けません）。"
+                "jsonl、json、csv、tsv、parquet のどれかにしてください。"
+            )
+        else:
+            rows = _hub_rows(str(source))
+    else:
+        raise HelperError(f"データが {type(source).__name__} です。パス、Hub の名前、辞書のリストを指定してください。")
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise HelperError(f"データの{place}が {type(row).__name__} です。列の名前と値の組（辞書）にしてください。")
+        yield place, row
+
+
+def _hub_rows(source: str):
+    from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
-    if isinstance(source, Dataset):
-        pairs = source
-    elif isinstance(source, list):
-        pairs = Dataset.from_list(source)
-    else:
-        kind = Path(source).suffix.lstrip(".").replace("jsonl", "json")
-        local = kind in ("json", "csv", "parquet")
-        if local and not Path(source).is_file():
-            raise HelperError(f"データのファイル {source} がありません。パスを確かめてください。")
-        try:
-            with _quiet():
-                where = {"path": kind, "data_files": str(source)} if local else {"path": str(source)}
-                pairs = load_dataset(**where, split="train")
-        except (OSError, ValueError, DatasetGenerationError) as error:
-            raise HelperError(
-                f"データ {source} を読み込めませんでした（{type(error).__name__}）。builtin、Hub の名前、"
-                "正しい形の jsonl/json/csv/parquet のファイルのどれかを指定してください。"
-            ) from error
-    absent = [name for name in ("prompt", "chosen", "rejected") if name not in pairs.column_names]
-    if absent:
+    name, _, split = source.partition(":")
+    try:
+        with _quiet():
+            pairs = load_dataset(name, split=split or "train")
+    except (OSError, ValueError, DatasetGenerationError) as error:
         raise HelperError(
-            f"データに {', '.join(absent)} がありません。今の列は {', '.join(pairs.column_names)} です。"
+            f"データ {source} を読み込めませんでした（{type(error).__name__}）。builtin、Hub の名前（split は"
+            "「名前:split」）、jsonl/json/csv/tsv/parquet のファイルのどれかを指定してください。"
+        ) from error
+    return ((f" {number} 行目", row) for number, row in enumerate(pairs, 1))
+
+
+def _file_rows(path: Path, kind: str):
+    if not path.is_file():
+        raise HelperError(f"データのファイル {path} がありません。パスを確かめてください。")
+    if path.stat().st_size == 0:
+        raise HelperError(f"データのファイル {path} が空です。対を一行に一つずつ入れてください。")
+    try:
+        yield from _READERS[kind](path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise HelperError(
+            f"データのファイル {path} を読めません（{type(error).__name__}）。UTF-8 か CP932（Excel の CSV）で"
+            "保存してください。"
+        ) from error
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8（BOM つきも可）として読めなければ、Excel が使う CP932 とみなします。"""
+    with contextlib.suppress(UnicodeDecodeError), path.open(encoding="utf-8-sig") as file:
+        while file.read(1 << 20):
+            pass
+        return "utf-8-sig"
+    return "cp932"
+
+
+def _json_lines(path: Path):
+    with path.open(encoding=_encoding(path)) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise HelperError(
+                    f"データのファイル {path} の {number} 行目を JSON として読めません。"
+                    "一行に一つの JSON にしてください。"
+                ) from error
+            yield f" {number} 行目", row
+
+
+def _json_list(path: Path):
+    try:
+        rows = json.loads(path.read_text(_encoding(path)))
+    except ValueError:
+        yield from _json_lines(path)  # 名前は .json でも、中身が JSON Lines のことがある
+        return
+    if not isinstance(rows, list):
+        raise HelperError(f"データのファイル {path} の中身がリストではありません。対の辞書のリストにしてください。")
+    yield from ((f" {number} 件目", row) for number, row in enumerate(rows, 1))
+
+
+def _delimited(path: Path, delimiter: str = ","):
+    import csv
+
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding=_encoding(path), newline="") as file:
+        reader = csv.DictReader(file, delimiter=delimiter)
+        for row in reader:
+            if None in row or None in row.values():
+                raise HelperError(
+                    f"データのファイル {path} の {reader.line_num} 行目の欄の数が、見出しと違います。"
+                    "区切りの文字や改行を含む欄は、二重引用符で囲んでください。"
+                )
+            yield f" {reader.line_num} 行目", row
+
+
+def _parquet(path: Path):
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(1000):
+                for row in batch.to_pylist():
+                    yield f" {(number := number + 1)} 行目", row
+    except pyarrow.ArrowInvalid as error:
+        raise HelperError(f"データのファイル {path} を Parquet として読めません。作り直してください。") from error
+
+
+_READERS = {".jsonl": _json_lines, ".json": _json_list, ".csv": _delimited, ".parquet": _parquet,
+            ".tsv": partial(_delimited, delimiter="\t")}  # fmt: skip
+
+
+def _to_pair(row: dict, place: str) -> dict:
+    """一行を {prompt, chosen, rejected} と KEPT_COLUMNS に直します。"""
+    columns = "、".join(map(str, row))
+    if "label" in row and "chosen" not in row:
+        raise HelperError(
+            "データが、回答一つずつに良し悪し（label）を付けた形（KTO など）です。DPO には、同じ質問への chosen と "
+            "rejected の対が要ります。"
         )
-    for name in ("prompt", "chosen", "rejected"):
-        kind = getattr(pairs.features[name], "dtype", "list")
-        if kind not in ("string", "large_string"):
-            raise HelperError(f"データの {name} の列が文字列ではなく {kind} です。文字列の列に直してください。")
-    return pairs
+    if absent := [name for name in ("chosen", "rejected") if name not in row]:
+        raise HelperError(f"データに {'、'.join(absent)} の列がありません。今の列は {columns} です。")
+    before, chosen = _split_answer(row["chosen"], f"{place}の chosen ")
+    other, rejected = _split_answer(row["rejected"], f"{place}の rejected ")
+    prompt = _question(row, place)
+    if prompt is None:
+        if not isinstance(row["chosen"], list):
+            raise HelperError(f"データに質問の列（prompt など）がありません。今の列は {columns} です。")
+        if before != other:
+            raise HelperError(f"データの{place}で、chosen と rejected の会話が、最後の回答より前で違っています。")
+        prompt = before
+    kept = {name: str(row[name]) for name in KEPT_COLUMNS if row.get(name) is not None}
+    return {"prompt": as_prompt(prompt) if prompt.strip() else "", "chosen": chosen, "rejected": rejected} | kept
 
 
-def audit_pairs(pairs, tokenizer, max_length: int = 128) -> list[dict]:
-    """学習の前に、対を点検します。見つけたことを {check, severity, count, rows, advice} のリストで返します。
+def _question(row: dict, place: str) -> str | None:
+    """質問の列を一つの文字列にします。質問の列がなければ None です。"""
+    name = next((name for name in PROMPT_COLUMNS if name in row), "input" if "input" in row else None)
+    if name is None:
+        return None
+    parts = [row.get("system"), row[name], row.get("input") if name == "instruction" else None]
+    texts = [_conversation(part) if isinstance(part, list) else _text(part, f"{place}の {name} ") for part in parts]
+    return "\n".join(text for text in texts if text)
 
-    error（空、同一、質問だけで上限）は学習を無意味にします。warning（重複、長すぎ）は知ったうえで進められます。
-    rows は最初の 5 行の番号（0 から）です。
+
+def _split_answer(value, place: str) -> tuple[str, str]:
+    """回答の列を (それより前の会話, 回答) に分けます。文字列なら、前の会話は空です。"""
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        return "", _text(value, place)
+    if not value or not all(isinstance(message, dict) for message in value):
+        raise HelperError(f"データの{place}が、会話（role と content のリスト）になっていません。")
+    return _conversation(value[:-1]), _text(_content(value[-1]), place)
+
+
+def _content(message: dict):
+    return message.get("content", message.get("value"))
+
+
+def _conversation(messages: list) -> str:
+    """会話を `質問: …\n回答: …\n質問: …` の形にします。system は初めの質問の前に置きます。"""
+    text, heads = "", {"user": "質問: ", "human": "質問: ", "system": ""}
+    for message in messages:
+        role = message.get("role", message.get("from"))
+        text += ("\n" if text else "") + heads.get(role, "回答: ") + _text(_content(message), "会話の発言")
+    return text
+
+
+def _text(value, place: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise HelperError(f"データの{place}が {type(value).__name__}（{value!r:.50}）です。文字列に直してください。")
+    return value
+
+
+# 点検で見つけること: 名前 → (重さ, 説明と、すること)。error は学習を無意味にし、warning は知ったうえで進められます。
+AUDIT = {
+    "empty": ("error", "空の欄があります。行を除くか、内容を補ってください。"),
+    "equal": ("error", "chosen と rejected が同じです（空白や全角・半角の違いは除く）。行を除いてください。"),
+    "no_room": ("error", "質問だけで {max_length} トークンを使い切ります。max_length を増やしてください。"),
+    "duplicate": ("warning", "同じ行が重なっています。repair で一つにまとめられます。"),
+    "contradiction": ("warning", "同じ質問で、chosen と rejected が逆の行があります。正しいほうを残してください。"),
+    "leak": ("warning", "ほぼ同じ質問が学習用と検証用の両方にあり、成績が高く出ます。片方を除いてください。"),
+    "prompt_in_answer": ("warning", "回答に質問の文がそのまま入っています。回答だけにしてください。"),
+    "no_japanese": ("warning", "日本語の文字のない回答があります。日本語のデータか確かめてください。"),
+    "garbled": ("warning", "文字化けか制御文字があります。元のファイルの文字コードを確かめてください。"),
+    "over_long": ("warning", "{max_length} トークンを超えた分が捨てられます。max_length が {longest} なら収まります。"),
+    "boundary": ("warning", "質問と回答の境目をまたぐトークンがあります。境目の空白を除いてください。"),
+    "round_trip": ("warning", "トークンに直して戻すと文字が変わります。このトークナイザでは表せない文です。"),
+    "length_rule": ("info", "長いほうを選ぶだけの規則の正解率は {length_rule:.0%} です（差の d = {cohens_d:.2f}）。"),
+    "ngram_rule": ("info", "質問を見ずに、文字の並びだけで選ぶ規則の正解率は {ngram_rule:.0%} です。"),
+}  # fmt: skip
+RULE_ADVICE = "DPO の正解率がこれより高くなければ、内容を学んだとは言えません。この偏りのないデータを足してください。"
+
+
+def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 0.15, seed: int = 42) -> list[dict]:
+    """学習の前に、対を点検します。見つけたことを {check, severity, count, share, rows, value, advice} の表で返します。
+
+    severity は error・warning・info、rows は最初の 5 行の番号（0 から）です。info は、内容を読まない二つの規則
+    （長さ、文字 1〜3-gram）の正解率（value）で、偏りが大きければ warning になります。
     """
-    checks = {"empty": [], "equal": [], "no_room": [], "duplicate": [], "over_long": []}
-    seen = set()
-    for i, row in enumerate(zip(pairs["prompt"], pairs["chosen"], pairs["rejected"], strict=True)):
-        texts = tuple(" ".join(str(text or "").split()) for text in row)
-        if not all(texts):
-            checks["empty"].append(i)
-        elif texts[1] == texts[2]:
-            checks["equal"].append(i)
-        if texts in seen:
-            checks["duplicate"].append(i)
-        seen.add(texts)
-    prompts = tokenizer(pairs["prompt"][:])["input_ids"]
-    checks["no_room"] = [i for i, ids in enumerate(prompts) if len(ids) >= max_length]
-    lengths = token_lengths(pairs, tokenizer)
-    longest = map(max, lengths["chosen"], lengths["rejected"])
-    checks["over_long"] = [i for i, length in enumerate(longest) if length > max_length]
-    errors = ("empty", "equal", "no_room")
-    advice = {
-        "empty": "空の欄があります。行を除くか、内容を補ってください。",
-        "equal": "chosen と rejected が同じです。選好になっていないので、行を除いてください。",
-        "no_room": f"質問だけで {max_length} トークン以上あります。max_length を増やすか、質問を短くしてください。",
-        "duplicate": "同じ行が重なっています。一つにまとめてください。",
-        "over_long": f"{max_length} トークンを超えた分が捨てられます。max_length を増やすか短くしてください。",
-    }
-    return [
-        {"check": name, "severity": "error" if name in errors else "warning", "count": len(rows),
-         "rows": rows[:5], "advice": advice[name]}
-        for name, rows in checks.items()
-        if rows
-    ]  # fmt: skip
+    texts = [[_normalized(text) for text in pairs[name]] for name in PAIR_COLUMNS]
+    rows = _row_faults(list(zip(*texts, strict=True)))
+    facts = {"max_length": max_length}
+    with contextlib.suppress(HelperError):  # 分けられないデータは train が断る
+        held_out = _held_out_rows(pairs, eval_fraction, seed)
+        rows["leak"] = _leaks(texts[0], held_out)
+        facts |= _rule_accuracies(texts[1], texts[2], held_out)
+    rows |= _token_faults(pairs, tokenizer, max_length, facts)
+    found = []
+    for name, (severity, advice) in AUDIT.items():
+        if rows.get(name) or name in facts:
+            biased = name in facts and not 0.4 <= facts[name] <= (0.6 if name == "length_rule" else 0.9)
+            count = len(rows.get(name, []))
+            found.append({
+                "check": name, "severity": "warning" if biased else severity, "count": count,
+                "share": count / len(pairs), "rows": rows.get(name, [])[:5], "value": facts.get(name),
+                "advice": advice.format(**facts) + (RULE_ADVICE if biased else ""),
+            })  # fmt: skip
+    return found
+
+
+def _normalized(text) -> str:
+    """空白と、全角・半角などの表し方の違い（Unicode NFKC）をそろえます。"""
+    return " ".join(unicodedata.normalize("NFKC", text or "").split())
+
+
+JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠々]")
+GARBLED = re.compile(  # 置き換え文字と制御文字、UTF-8 を CP932 や Latin-1 として読んだときに並ぶ文字
+    r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|([縺繧繝譁][^\s]?){2}|[ãÃâ][\x80-\u2122]"
+)
+
+
+def _row_faults(rows: list[tuple[str, str, str]]) -> dict[str, list[int]]:
+    """一行か二行を見ればわかる誤りです。rows は整えた (prompt, chosen, rejected) です。"""
+    faults, present, seen = {name: [] for name in AUDIT}, set(rows), set()
+    for i, (prompt, chosen, rejected) in enumerate(rows):
+        question = prompt.removeprefix("質問: ").removesuffix("回答:").strip()
+        checks = {
+            "empty": not (question and chosen and rejected),
+            "equal": bool(chosen) and chosen == rejected,
+            "duplicate": (prompt, chosen, rejected) in seen,
+            "contradiction": (prompt, rejected, chosen) in present and chosen != rejected,
+            "prompt_in_answer": len(question) >= 8 and (question in chosen or question in rejected),
+            "no_japanese": bool(chosen) and not JAPANESE.search(chosen),
+            "garbled": any(GARBLED.search(text) for text in (prompt, chosen, rejected)),
+        }
+        for name, wrong in checks.items():
+            if wrong:
+                faults[name].append(i)
+        seen.add((prompt, chosen, rejected))
+    return faults
+
+
+def _leaks(prompts: list[str], held_out: set[int]) -> list[int]:
+    """検証用の行のうち、記号と空白を除いた質問が、学習用のどれかと同じものです。"""
+    keys = [_question_key(prompt) for prompt in prompts]
+    seen = {key for i, key in enumerate(keys) if i not in held_out}
+    return [i for i in sorted(held_out) if keys[i] in seen]
+
+
+def _question_key(prompt) -> str:
+    return re.sub(r"\W", "", _normalized(prompt).lower())
+
+
+def _rule_accuracies(chosen: list[str], rejected: list[str], held_out: set[int], most: int = 5000) -> dict:
+    """内容を読まない二つの規則の、検証用の対での正解率です（引き分けは半分。大きなデータでは most 対まで）。
+
+    文字 n-gram の規則は、学習用の対での出やすさの対数比を足して、大きいほうを選びます（ナイーブベイズ）。
+    """
+    gaps = [len(c) - len(r) for c, r in zip(chosen, rejected, strict=True)]
+    lengths = list(map(len, chosen)), list(map(len, rejected))
+    spread = math.sqrt(sum(map(_variance, lengths)) / 2) or 1.0
+    grams = lambda text: {text[i : i + n] for n in (1, 2, 3) for i in range(len(text) - n + 1)}  # noqa: E731
+    counts = Counter(), Counter()
+    for i in [i for i in range(len(chosen)) if i not in held_out][:most]:
+        counts[0].update(grams(chosen[i]))
+        counts[1].update(grams(rejected[i]))
+    weight = {gram: math.log((counts[0][gram] + 1) / (counts[1][gram] + 1)) for gram in counts[0] | counts[1]}
+    points = lambda text: sum(weight.get(gram, 0.0) for gram in grams(text))  # noqa: E731
+    margins = [points(chosen[i]) - points(rejected[i]) for i in sorted(held_out)[:most]]
+    share = lambda values: sum((v > 0) + (v == 0) / 2 for v in values) / max(1, len(values))  # noqa: E731
+    return {"length_rule": share(gaps), "cohens_d": sum(gaps) / len(gaps) / spread, "ngram_rule": share(margins)}
+
+
+def _variance(values: list[int]) -> float:
+    mean = sum(values) / len(values)
+    return sum((value - mean) ** 2 for value in values) / len(values)
+
+
+def _token_faults(pairs, tokenizer, max_length: int, facts: dict, sample: int = 1000) -> dict[str, list[int]]:
+    """トークンに直すとわかる誤りです。facts に最長の長さ longest を入れます。往復は最初の sample 対で見ます。"""
+    faults, eos = {"no_room": [], "over_long": [], "boundary": [], "round_trip": []}, tokenizer.eos_token or ""
+    facts["longest"] = 0
+    for start in range(0, len(pairs), sample):
+        batch = pairs[start : start + sample]
+        prompts = tokenizer(batch["prompt"])["input_ids"]
+        sides = [tokenizer([f"{p}{a}{eos}" for p, a in zip(batch["prompt"], batch[side], strict=True)])["input_ids"]
+                 for side in ("chosen", "rejected")]  # fmt: skip
+        for i, (prompt, chosen, rejected) in enumerate(zip(prompts, *sides, strict=True), start):
+            longest = max(len(chosen), len(rejected))
+            facts["longest"] = max(facts["longest"], longest)
+            joined = all(ids[: len(prompt)] == prompt for ids in (chosen, rejected))
+            for name, wrong in (("no_room", len(prompt) >= max_length), ("over_long", longest > max_length),
+                                ("boundary", not joined)):  # fmt: skip
+                if wrong:
+                    faults[name].append(i)
+        if start == 0:
+            back = tokenizer.batch_decode(sides[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            whole = [p + a for p, a in zip(batch["prompt"], batch["chosen"], strict=True)]
+            same = (_question_key(b) == _question_key(w) for b, w in zip(back, whole, strict=True))
+            faults["round_trip"] = [i for i, equal in enumerate(same) if not equal]
+    return faults
 
 
 def token_lengths(pairs, tokenizer) -> dict[str, list[int]]:
@@ -562,8 +893,45 @@ def token_lengths(pairs, tokenizer) -> dict[str, list[int]]:
 
 def finding_text(found: dict) -> str:
     """`audit_pairs` の一件を、一文にします。行は 1 から数えます。"""
+    if not found["count"]:
+        return found["advice"]
     rows = "、".join(str(i + 1) for i in found["rows"])
-    return f"{rows} 行目など計 {found['count']} 行: {found['advice']}"
+    return f"{rows} 行目など計 {found['count']} 行（{found['share']:.1%}）: {found['advice']}"
+
+
+def audit_table(findings: list[dict]):
+    """`audit_pairs` の結果の表です。"""
+    import pandas as pd
+
+    names = {"error": "誤り", "warning": "注意", "info": "参考"}
+    order = sorted(findings, key=lambda found: list(names).index(found["severity"]))
+    return pd.DataFrame([{"重さ": names[found["severity"]], "見つけたこと": finding_text(found)} for found in order])
+
+
+def repair(pairs):
+    """安全に直せるものだけを直し、(直した対, 変えたことの表) を返します。
+
+    前後と行末の空白を除き、文字の表し方を Unicode NFC にそろえ、まったく同じ行を一つにします。内容は変えません。
+    """
+    import pandas as pd
+    from datasets import Dataset
+
+    kept, changes, seen = [], [], {}
+    for i, row in enumerate(pairs, 1):
+        clean = {name: _tidy(text) if name in ("chosen", "rejected") else text for name, text in row.items()}
+        clean["prompt"] = as_prompt(_tidy(row["prompt"])) if _tidy(row["prompt"]) else ""
+        key = tuple(clean[name] for name in PAIR_COLUMNS)
+        if key in seen:
+            changes.append((i, f"{seen[key]} 行目と同じなので除きました"))
+            continue
+        seen[key] = i
+        changes += [(i, f"{name} の空白か文字を整えました") for name in PAIR_COLUMNS if clean[name] != row[name]]
+        kept.append(clean)
+    return Dataset.from_list(kept), pd.DataFrame(changes, columns=["行", "変えたこと"])
+
+
+def _tidy(text) -> str:
+    return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text or "").strip().splitlines())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -730,11 +1098,12 @@ class Run:
     lock: object = None
 
 
-def train(config: Config, pairs=None, watch=None, base=None) -> Run:
+def train(config: Config, pairs=None, watch=None, base=None, report=None) -> Run:
     """SFT で下地を作り、DPO で学習して、結果を `Run` で返します。途中で切れた実行は、同じ設定で呼べば続きから進みます。
 
     pairs を省くと config.dataset を使います。watch(status, history) は更新のたびに呼ばれます（`progress_bar` 参照）。
-    base は `load_model` の返り値で、読み込み済みなら渡します。終わっている実行なら、保存した結果を返します。
+    base は `load_model` の返り値で、読み込み済みなら渡します。report には、データの注意を一文ずつ渡します。
+    終わっている実行なら、保存した結果を返します。
     使えない設定・データ・モデル・フォルダは HelperError で、そのときフォルダは作られません。
     """
     started, config = time.perf_counter(), config.resolved()
@@ -743,10 +1112,15 @@ def train(config: Config, pairs=None, watch=None, base=None) -> Run:
     folder = Path(config.output_dir)
     if is_finished(config, pairs):
         return load_run(folder)
-    base, tokenizer = base or load_model(config, watch)
-    errors = [found for found in audit_pairs(pairs, tokenizer, config.max_length) if found["severity"] == "error"]
-    if errors:
-        raise HelperError(f"データを学習に使えません。{''.join(map(finding_text, errors))}")
+    if base is None or hasattr(base[0], "peft_config"):  # 止めた学習のあとの base は、もう LoRA を含んでいる
+        base = load_model(config, watch)
+    base, tokenizer = base
+    findings = audit_pairs(pairs, tokenizer, config.max_length, config.eval_fraction, config.data_seed)
+    if errors := [finding_text(found) for found in findings if found["severity"] == "error"]:
+        raise HelperError(f"データを学習に使えません。{''.join(errors)}")
+    for found in findings:
+        if report and found["severity"] == "warning":
+            report(f"データの注意: {finding_text(found)}")
     lock = _claim_folder(folder, config, _identity(config, pairs))
     if config.base_model == OFFLINE_TINY and not (folder / "base").is_dir():
         _save_whole(folder / "base", base.save_pretrained, tokenizer.save_pretrained)
@@ -923,6 +1297,7 @@ def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None):
                 "accuracy": recent(rows, "rewards/accuracies", batch_size), "memory_gb": peak["peak_memory_gb"],
                 "margin": recent(rows, "rewards/margins", batch_size), "pairs_per_second": rate * batch_size,
                 "seconds_left": (state.max_steps - state.global_step) / rate,
+                "advice": diagnose(rows, batch_size, state.max_steps) if phase == "DPO" else [],
             }, rows)  # fmt: skip
 
     return Watcher()
@@ -932,6 +1307,33 @@ def recent(history: list, key: str, batch_size: int, pairs: int = 50) -> float:
     """最後の 50 対の平均です。一回の更新の対は少なく、正解率が 0 か 1 に近い値ばかりになるため、ならして見ます。"""
     rows = [row[key] for row in history[-math.ceil(pairs / batch_size) :] if key in row]
     return sum(rows) / len(rows) if rows else math.nan
+
+
+def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
+    """学習の経過から、うまくいっていない兆しを、原因と直し方の一文ずつで返します。順調なら空です。
+
+    history は今までのログの行、steps は予定の更新の回数です。
+    """
+    last, done, says = history[-1], len(history), []
+    loss, accuracy, margin = (
+        recent(history, key, batch_size) for key in ("loss/preference", "rewards/accuracies", "rewards/margins")
+    )
+    skipped = sum(not math.isfinite(row["grad_norm"]) for row in history)
+    if not math.isfinite(last["loss"]):
+        return ["損失が数でなくなりました（NaN）。学習率か lora_alpha を半分にして、やり直してください。"]
+    if skipped > max(3, 0.05 * done):
+        says.append(f"勾配が大きすぎて、{skipped} 回の更新が飛ばされました。lora_alpha を半分にしてください。")
+    if done >= 20 and loss > 0.75:
+        says.append("損失が 0.693 より上がっています。lora_alpha か学習率を半分にしてください。")
+    elif done >= max(20, 0.4 * steps) and loss > 0.68:
+        says.append("損失が 0.693 から下がりません。lora_alpha か学習率を 2〜4 倍にしてください。")
+    if recent(history, "logps/chosen", batch_size) < 1.5 * history[0]["logps/chosen"] - 10:
+        says.append("よい回答の確率まで下がっています。sft_weight を倍にするか、lora_alpha を半分にしてください。")
+    if 50 / batch_size <= done <= 0.2 * steps and accuracy > 0.99:
+        says.append("早くから全問正解です。データがやさしすぎないか、点検の「参考」の正解率を見てください。")
+    if margin > 10:
+        says.append("マージンが 10 を超えました。回答が壊れやすいので、beta か lora_alpha を半分にしてください。")
+    return says
 
 
 def _memory_gb() -> float:
@@ -968,7 +1370,8 @@ def live_picture(config: Config):
             return
         started, phase = time.perf_counter(), status["phase"]
         line = f"{phase} {status['step']}/{status['steps']}  {status_text(status)}"
-        parts = {"line": HTML(f"<pre>{line}</pre>")}
+        advice = "".join(f"\n⚠ {text}" for text in status.get("advice", []))
+        parts = {"line": HTML(f"<pre>{line}{advice}</pre>")}
         if phase == "DPO":
             parts = {"picture": _history_figure(history, config.effective_batch_size, status["steps"])} | parts
         for name, content in parts.items():
@@ -985,7 +1388,7 @@ def progress_bar():
     """端末の一行に進み具合を表示する watch を作ります。"""
     from tqdm import tqdm
 
-    bars = {}
+    bars, said = {}, set()
 
     def watch(status: dict, history: list) -> None:
         phase = status["phase"]
@@ -995,6 +1398,9 @@ def progress_bar():
             bars[phase].set_description_str(phase)
         bars[phase].set_postfix_str(status_text(status), refresh=False)
         bars[phase].update(status["step"] - bars[phase].n)
+        for advice in set(status.get("advice", [])) - said:
+            said.add(advice)
+            tqdm.write(f"注意（{status['step']} 回目の更新）: {advice}", file=sys.stderr)
         if status["step"] == status["steps"]:
             bars[phase].refresh()
             bars[phase].close()
@@ -1057,7 +1463,8 @@ def score_pairs(run: Run, pairs=None, adapters=ADAPTERS):
     """対ごとの成績を、一対につき一行の `pandas.DataFrame` で返します。pairs を省くと検証用の対です。
 
     logp_{base,warmup,dpo}_{chosen,rejected} は回答の対数確率（nat）、reward_chosen = β (log π - log π_ref) は
-    暗黙の報酬（論文の式 5）、margin は chosen と rejected の報酬の差、correct は margin > 0 です。
+    暗黙の報酬（論文の式 5）、margin は chosen と rejected の報酬の差、correct は margin > 0 です。gap_before と
+    gap_after は、DPO の前後の、chosen と rejected の対数確率の差です（margin = β (gap_after - gap_before)）。
     """
     import pandas as pd
 
@@ -1072,6 +1479,8 @@ def score_pairs(run: Run, pairs=None, adapters=ADAPTERS):
         table[f"reward_{side}"] = run.config.beta * (table[f"logp_dpo_{side}"] - table[f"logp_warmup_{side}"])
     table["margin"] = table["reward_chosen"] - table["reward_rejected"]
     table["correct"] = table["margin"] > 0
+    for name, which in (("gap_before", "warmup"), ("gap_after", "dpo")):
+        table[name] = table[f"logp_{which}_chosen"] - table[f"logp_{which}_rejected"]
     return table
 
 
@@ -1112,7 +1521,8 @@ def generate_responses(prompts, model, tokenizer, max_length: int = 128, batch_s
 def as_prompt(question: str) -> str:
     """質問を、学習で使った `質問: …\n回答:` の形に整えます。"""
     question = question.strip()
-    question = question if question.startswith("質問:") else f"質問: {question}"
+    if not question.startswith("質問:") and "\n質問: " not in question:
+        question = f"質問: {question}"
     return question if question.endswith("回答:") else f"{question}\n回答:"
 
 
@@ -1143,6 +1553,13 @@ def repeats(text: str) -> bool:
     return re.search(r"(.{2,20}?)\1{2,}", text) is not None
 
 
+def is_readable(text: str) -> bool:
+    """文字の 9 割以上が日本語か英数字・句読点で、3 割以上が日本語かどうかです（内容の正しさは見ません）。"""
+    japanese = len(JAPANESE.findall(text)) + text.count("ー")
+    plain = japanese + len(re.findall(r"[ -~、。「」・（）！？]", text))
+    return bool(text) and japanese >= 0.3 * len(text) and plain >= 0.9 * len(text)
+
+
 def answer_table(run: Run, pairs=None):
     """三つのモデルの回答を並べた表です。列は prompt, chosen, rejected と、ADAPTERS の各名と、各名_ended です。"""
     import pandas as pd
@@ -1158,12 +1575,13 @@ def answer_table(run: Run, pairs=None):
 
 
 def _answer_metrics(table) -> dict:
-    """回答の性質を数えます: 自分で終わる、空、繰り返し、chosen と rejected への近さ（chrF の平均）。"""
+    """回答の性質を数えます: 自分で終わる、読める日本語、空、繰り返し、chosen と rejected への近さ（chrF の平均）。"""
     result = {}
     for which in ADAPTERS:
         answers = list(table[which])
         result[which] = {
             "ended": float(table[f"{which}_ended"].mean()),
+            "readable": sum(map(is_readable, answers)) / len(answers),
             "empty": sum(not a for a in answers) / len(answers),
             "repeats": sum(map(repeats, answers)) / len(answers),
             "chrf_chosen": sum(map(chrf, answers, table["chosen"])) / len(answers),
@@ -1197,7 +1615,6 @@ def evaluate_run(run: Run) -> dict:
     run.answers = answer_table(run)
     losses = [row["loss/preference"] for row in run.history]
     n, hits = len(held_out), int(held_out["correct"].sum())
-    flaws = held_out.groupby("flaw")["correct"].agg(["mean", "size"]) if "flaw" in held_out else None
     run.metrics = {
         "first_loss": losses[0], "final_loss": sum(losses[-25:]) / len(losses[-25:]),
         "train_pairs": len(run.train_pairs), "eval_pairs": n,
@@ -1205,12 +1622,32 @@ def evaluate_run(run: Run) -> dict:
         "accuracy_train": float(seen["correct"].mean()),
         "logp_accuracy_before": float((held_out["logp_base_chosen"] > held_out["logp_base_rejected"]).mean()),
         "logp_accuracy_after": float((held_out["logp_dpo_chosen"] > held_out["logp_dpo_rejected"]).mean()),
-        "accuracy_by_flaw": {} if flaws is None else {f: [float(a), int(k)] for f, a, k in flaws.itertuples()},
-        "margin_after": float(held_out["margin"].mean()), "answers": _answer_metrics(run.answers),
+        "accuracy_by_flaw": _accuracy_by(held_out, "flaw"), "accuracy_by_domain": _accuracy_by(held_out, "domain"),
+        "margin_after": float(held_out["margin"].mean()), "drift": float(_drift(held_out).mean()),
+        "answers": _answer_metrics(run.answers),
     }  # fmt: skip
     run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
     run.metrics |= run.timing | {"total_seconds": run.timing["total_seconds"] + time.perf_counter() - started}
     return run.metrics
+
+
+def _accuracy_by(scores, column: str) -> dict[str, list]:
+    """column の値ごとの [正解率, 対の数] です。列がなければ空です。"""
+    if column not in scores:
+        return {}
+    table = scores.groupby(column)["correct"].agg(["mean", "size"])
+    return {name: [float(mean), int(size)] for name, mean, size in table.itertuples()}
+
+
+def _drift(scores):
+    """参照モデルからの隔たり: chosen の対数確率の、一トークンあたりの変化（nat）です。"""
+    return (scores["logp_dpo_chosen"] - scores["logp_warmup_chosen"]) / scores["tokens_chosen"]
+
+
+def likely_mislabeled(run: Run, share: float = 0.1):
+    """学習したのにマージンが小さい、学習用の対の表です。chosen と rejected が逆の行が、ここに集まります。"""
+    table = run.scores[run.scores["split"] == "train"]
+    return table.nsmallest(math.ceil(share * len(table)), "margin")
 
 
 def judge(metrics: dict) -> tuple[str, str]:
@@ -1237,7 +1674,8 @@ def judge(metrics: dict) -> tuple[str, str]:
 
 COLUMN_NAMES = {
     "prompt": "質問", "chosen": "よい回答（chosen）", "rejected": "よくない回答（rejected）", "flaw": "欠点",
-    "margin": "マージン", "base": "元のモデル", "warmup": "SFT のあと", "dpo": "DPO のあと",
+    "gap_before": "差（前）", "gap_after": "差（後）", "margin": "マージン",
+    "base": "元のモデル", "warmup": "SFT のあと", "dpo": "DPO のあと",
 }  # fmt: skip
 
 
@@ -1250,7 +1688,7 @@ def show_table(table):
     if "prompt" in table:
         table["prompt"] = table["prompt"].str.removeprefix("質問: ").str.removesuffix("\n回答:")
     if "flaw" in table:
-        table["flaw"] = table["flaw"].map(FLAWS)
+        table["flaw"] = table["flaw"].map(lambda flaw: FLAWS.get(flaw, flaw))
     cells = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
     heads = [{"selector": "th", "props": [("text-align", "left")]}]
     styled = table.rename(columns=COLUMN_NAMES).style.format(escape="html", precision=3, thousands=",")
@@ -1264,10 +1702,10 @@ def example_pairs(pairs):
     return table[[name for name in ("prompt", "chosen", "rejected", "flaw") if name in table]]
 
 
-def worst_pairs(run: Run, count: int = 5):
-    """検証用の対のうち、マージンの小さい順に count 件の表です。"""
-    table = run.scores[run.scores["split"] == "eval"].nsmallest(count, "margin")
-    return table[[name for name in ("prompt", "chosen", "rejected", "flaw", "margin") if name in table]]
+def worst_pairs(run: Run, count: int = 20, split: str = "eval"):
+    """検証用（split="train" なら学習用）の対のうち、マージンの小さい順に count 件の表です。"""
+    table = run.scores[run.scores["split"] == split].nsmallest(count, "margin")
+    return table[[name for name in (*PAIR_COLUMNS, "flaw", "gap_before", "gap_after", "margin") if name in table]]
 
 
 def example_answers(run: Run, count: int = 6):
@@ -1283,7 +1721,7 @@ def quality_table(run: Run):
     import pandas as pd
 
     names = {"ended": "書き終えた", "empty": "空", "repeats": "繰り返し", "chrf_chosen": "chosen との chrF",
-             "chrf_rejected": "rejected との chrF"}  # fmt: skip
+             "chrf_rejected": "rejected との chrF", "readable": "読める日本語"}  # fmt: skip
     rows = [{"モデル": COLUMN_NAMES[which]} | run.metrics["answers"][which] for which in _compared(run)]
     return pd.DataFrame(rows).rename(columns=names)
 
@@ -1537,12 +1975,14 @@ def summary_table(metrics: dict) -> str:
          f"{metrics['accuracy_after']:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）"),
         ("検証の対数確率で chosen が上の割合（前 → 後）",
          f"{metrics['logp_accuracy_before']:.1%} → {metrics['logp_accuracy_after']:.1%}"),
+        ("学習用の正解率（検証との差が大きければ丸暗記）", f"{metrics['accuracy_train']:.1%}"),
         ("検証のマージンの平均", f"{metrics['margin_after']:.2f}"),
+        ("参照モデルからの隔たり（chosen、一トークンあたりの nat）", f"{metrics['drift']:+.3f}"),
         ("最後まで書き終えた回答（SFT 後 → DPO 後）",
          f"{metrics['answers']['warmup']['ended']:.1%} → {metrics['answers']['dpo']['ended']:.1%}"),
         (f"DPO の時間と速さ{resumed}", f"{metrics['train_seconds']:.0f} 秒、{metrics['pairs_per_second']:.1f} 対/秒"),
-        (f"全体の時間{resumed}", f"{metrics['total_seconds']:.0f} 秒"),
-        ("DPO 中のメモリの最大値", f"{metrics['peak_memory_gb']:.2f} GB"),
+        (f"学習と評価の時間{resumed}", f"{metrics['total_seconds']:.0f} 秒"),
+        ("メモリの最大値（GPU では PyTorch が割り当てた量）", f"{metrics['peak_memory_gb']:.2f} GB"),
     ]  # fmt: skip
     return "| 指標 | 値 |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
@@ -1682,18 +2122,12 @@ def _argument_error(message: str):
 
 def _train_and_report(config: Config) -> Run:
     pairs = prepare_pairs(config)
-    split_pairs(pairs, config.eval_fraction, config.data_seed)  # 分けられないデータは、モデルを用意する前に断る
     if is_finished(config, pairs):
         print("この設定の実行は、すでに終わっています。保存した結果を表示します。")
         return load_run(config.output_dir)
     print(runtime_text(describe_runtime()))
     print(f"モデル: {config.base_model}、データ: {config.dataset}（{len(pairs)} 対）")
-    watch = progress_bar()
-    model, tokenizer = load_model(config, watch)
-    for found in audit_pairs(pairs, tokenizer, config.max_length):
-        if found["severity"] == "warning":  # error なら train が断る
-            print(f"データの注意: {finding_text(found)}")
-    run = train(config, pairs, watch, (model, tokenizer))
+    run = train(config, pairs, progress_bar(), report=print)
     print("評価しています。")
     evaluate_run(run)
     save_run(run)
@@ -1703,65 +2137,65 @@ def _train_and_report(config: Config) -> Run:
 # ---------------------------------------------------------------------------------------------------------------------
 # 知識表: 一行が一つの概念です。行を足せば、自分の分野の対を作れます。
 #
-#     名前|意味（…とは、）|理由（…が大切なのは、）|仕組み（…は、）|例（…の例として、）|注意（…では、）
+#     名前|意味（…とは、）|理由（…が重要なのは、）|仕組み（…は、）|例（…の例として、）|注意（…では、）
 #
 # 各欄は括弧の書き出しに続く述部で、句点は付けません。意味と仕組みは、ほかの概念に付け替えたら誤りになるように書きます。
 
 KNOWLEDGE = """
 [AI]
-AI|推論や判断など、人の知的な働きをコンピューターで実現する技術の総称です|人手では追いつかない量の判断を、すばやく肩代わりできるからです|人が書いた規則や、データから学んだ規則に従って判断を下します|将棋の次の一手を考えるソフトや、迷惑メールの判定があります|もっともらしい答えにも誤りがあり得るため、大事な判断は人が確かめます
+AI|推論や判断など、人の知的な働きをコンピューターで実現する技術の総称です|人手では追いつかない量の判断を、すばやく肩代わりできるからです|先の手の探索、人が書いた規則、データからの学習などを使い分けます|将棋の次の一手を考えるソフトや、迷惑メールの判定があります|もっともらしい答えにも誤りがあり得るため、大事な判断は人が確かめます
 機械学習|線形回帰やクラスタリングなど、データから規則性を学ぶ手法の総称です|人が規則を書ききれない複雑な問題にも、データを使って取り組めるからです|決定木やk平均法などから手法を選び、データに合うモデルを作ります|過去の売れ行きをもとに、来週の客の数を予測するシステムがあります|訓練データに偏りがあると、予測にも同じような偏りが出やすくなります
-深層学習|ニューラルネットワークの層を何段も重ね、特徴の捉え方から学ばせる手法です|人が特徴を決めなくても、画像や音を高い精度で扱えるからです|画像なら畳み込み層、文ならアテンション層などを何段も積みます|写真の物を1000種類に見分けるAlexNetがよく知られています|多くのデータと計算が要るため、単純な手法で足りるかも考えます
-ニューラルネットワーク|脳の神経細胞をヒントに、単純な計算の単位を層状につないだモデルです|画像や言葉を扱う、今の多くのAIの土台になっているからです|各ユニットが入力に重みを掛けて足し、変換した値を次の層へ渡します|手書き数字の画素から、0から9を見分けるモデルがよく知られています|重みの数値を眺めても、判断の根拠を読み取るのは簡単ではありません
-教師あり学習|正解ラベルの付いたデータから、入力と答えの対応を学ばせる方法です|正解と照らし合わせて、予測の良し悪しを測れるからです|モデルの予測を正解ラベルと比べ、ずれが小さくなるよう調整します|迷惑かどうかの印を付けたメールから学ぶ、自動の振り分けがあります|人が付けた正解ラベルに間違いがあると、その誤りまで学ぶおそれがあります
+深層学習|CNNなど、層を何段も重ねたニューラルネットワークで学ぶ手法の総称です|人が特徴を決めなくても、画像や音を高い精度で扱えるからです|写真の分類ならCNN、文章ならGPTなど、層の深いモデルを訓練します|写真に写った物を1000種類に見分ける、AlexNetがよく知られています|多くのデータと計算が要るため、より単純な手法で足りるかを先に確かめます
+ニューラルネットワーク|パーセプトロンなど、脳の神経細胞をヒントに計算の単位をつないだモデルの総称です|画像や言葉を扱う、今の多くのAIの土台になっているからです|各ユニットが、前の層の値に重みを掛けて足し、変換した値を次の層へ渡します|手書き数字の画素から、0から9を見分けるモデルがよく知られています|重みの数値を眺めても、判断の根拠を読み取るのは簡単ではありません
+教師あり学習|正解ラベルの付いたデータから、入力と答えの対応を学ばせる方法です|正解と照らし合わせて、予測の良し悪しを測れるからです|線形回帰などのモデルの予測を正解と比べ、ずれが小さくなるよう調整します|迷惑かどうかの印を付けたメールから学ぶ、自動の振り分けがあります|人が付けた正解ラベルに間違いがあると、その誤りまで学ぶおそれがあります
 教師なし学習|正解ラベルを与えずに、データに潜むまとまりや構造を探らせる方法です|ラベル付けの手間をかけずに、データの隠れた傾向を探れるからです|データどうしの近さや散らばり方をもとに、グループ分けなどを行います|買い物の記録をもとに、似た客をまとめる分析が挙げられます|見つかったグループに意味があるとは限らず、人の解釈が欠かせません
-強化学習|試行錯誤しながら、得られる報酬の合計が大きくなる行動を学ぶ方法です|一手ごとの正解が分からなくても、結果の良し悪しから学べるからです|行動のたびに返ってくる報酬をもとに、次にどう動くかを改めていきます|自分を相手に対局を重ねた、囲碁のAlphaGo Zeroがよく知られています|報酬の決め方が悪いと、抜け道で点を稼ぐ行動を覚えることがあります
-生成AI|学んだデータの傾向をもとに、文章や画像などを新しく作り出すAIです|文章や絵の下書きを任せて、試せる案の数を増やせるからです|文章なら次の語を、画像ならノイズの除き方を推定するなどして作ります|「海辺の猫」と入力すると、その場面の絵を描いてくれるサービスがあります|作った内容が他人の著作物に似ていないか、公開する前に確かめます
-大規模言語モデル|膨大な文章から、次に来る語の予測を学んだ巨大なモデルです|要約や翻訳などを、一つのモデルでこなせるからです|文脈から次のトークンの確率を求め、選んではつなげていきます|会話や文章づくりに使う、GPTやLlamaがよく知られています|訓練後のできごとは学んでいないので、資料で補います
-自然言語処理|人がふだん話したり書いたりする言葉を、コンピューターで扱うことです|世の中の多くの情報が、文章や会話の形をしているからです|文を単語に区切り、文法や意味を調べて、要約などに生かします|口コミの文を、ほめ言葉と不満とに分けるしくみがあります|言葉の意味は文で変わるため、前後のつながりも調べます
-画像認識|写真や映像に写っている物や人を、コンピューターで見分ける技術です|目で見る検査や見守りを、人に代わって続けられるからです|写真の大きさや明るさを整え、特徴を取り出して、写った物を判定します|工場のカメラの映像から、部品の傷を見つける検査があります|明るさや角度が訓練時と違うと、見慣れた物でも間違えることがあります
+強化学習|周囲の環境で試行錯誤しながら、報酬の合計が大きくなる行動を学ぶ方法です|一手ごとの正解が分からなくても、結果の良し悪しから学べるからです|行動のたびに返ってくる報酬をもとに、次にどう動くかを改めていきます|自分を相手に対局を重ねた、囲碁のAlphaGo Zeroがよく知られています|報酬の決め方が悪いと、抜け道で点を稼ぐ行動を覚えることがあります
+生成AI|文章や画像などを新しく作り出す、言語モデルや拡散モデルなどのAIの総称です|文章や絵の下書きを任せて、試せる案の数を増やせるからです|文章なら次の語を、画像ならノイズの除き方を推定するなどして作ります|「海辺の猫」と入力すると、その場面の絵を描いてくれるサービスがあります|作った内容が他人の著作物に似ていないか、公開する前に確かめます
+大規模言語モデル|膨大な文章から、次に来る語の予測を学んだ巨大なモデルです|要約や翻訳などを、一つのモデルでこなせるからです|億単位の重みで文脈から次のトークンの確率を求め、選んではつなげます|会話や文章づくりに使う、GPTやLlamaがよく知られています|訓練後のできごとは学んでいないため、新しい話題は資料を渡して補います
+自然言語処理|翻訳や要約など、人がふだん使う言葉をコンピューターで扱う技術の総称です|世の中の多くの情報が、文章や会話の形をしているからです|文を単語に区切り、文法や意味を調べて、要約などに生かします|口コミの文を、好意的なものと不満とに分ける仕組みがあります|同じ言葉でも文によって意味が変わるため、前後のつながりも調べます
+画像認識|写真や映像に写っている物や人を、コンピューターで見分ける技術の総称です|目で見る検査や見守りを、人に代わって続けられるからです|写真の大きさや明るさを整え、CNNなどで特徴を取り出し、写った物を判定します|工場のカメラの映像から、部品の傷を見つける検査があります|明るさや角度が訓練時と違うと、見慣れた物でも間違えることがあります
 音声認識|人が話した声をコンピューターで聞き取り、文字に書き起こす技術です|手がふさがっていても、話すだけで文字の入力や操作ができるからです|音の波を短く区切って特徴を取り出し、対応する音や単語を推定します|会議の録音から、発言の記録を自動で作るサービスがあります|周りの雑音や同音異義語で誤りやすいため、結果の文を見直します
 機械翻訳|ある言語の文を、コンピューターで別の言語の文に置き換える技術です|外国語が得意でなくても、海外の情報をすぐに読めるようになるからです|今の主流では、原文を数値の列に変え、それをもとに訳文の語を順に作ります|英語のウェブページを、ブラウザーで日本語に変える機能が挙げられます|省かれた主語や慣用句を誤りやすいので、大事な文は人が確かめます
-過学習|訓練データに合わせすぎて、新しいデータに弱くなる状態です|見かけの精度が高くても、実際には使えないモデルになるからです|データの量に比べてモデルが複雑すぎると、細かな雑音まで覚えて起こります|練習問題は満点なのに、本番では解けない場合が挙げられます|訓練データの精度だけを見ず、検証データの成績も確かめます
-正則化|重みの大きさなどに制約を加え、モデルが複雑になりすぎるのを抑える工夫です|訓練データの細かな雑音に引きずられにくく、未知のデータに強くなるからです|重みの大きさに応じた罰を損失に足すなどして、極端な重みを選びにくくします|重みの二乗和を損失に加える、L2という方式がよく知られています|強くかけすぎると大事な規則まで学べなくなるため、加減を調整します
+過学習|訓練データに合わせすぎて、新しいデータに弱くなる状態です|見抜ければ、見かけの精度が高いだけの使えないモデルを避けられるからです|訓練を重ねるうちに、共通する傾向だけでなく、細かな雑音まで覚えて起こります|訓練ではほぼ満点なのに、新しいデータでは半分も外す場合が挙げられます|訓練データの精度だけを見ず、検証データの成績も確かめます
+正則化|重みの大きさなどに制約を加え、モデルが複雑になりすぎるのを抑える工夫です|訓練データの細かな雑音に引きずられにくく、未知のデータに強くなるからです|重みの大きさに応じた罰を損失に足すなどして、極端な重みを選びにくくします|リッジ回帰のL2正則化や、ラッソ回帰のL1正則化がよく知られています|強くかけすぎると大事な規則まで学べなくなるため、加減を調整します
 勾配降下法|損失の傾きを調べ、減る向きへ重みを少しずつ動かす方法です|重みがとても多くても、損失を効率よく減らしていけるからです|損失の傾きに学習率を掛け、その分だけ逆向きに重みを動かします|データを少しずつ使って重みを更新する、SGDがよく知られています|底に着いたように見えても、全体で最も低い場所とは限りません
-誤差逆伝播法|誤差を後ろの層から前へ伝え、各重みの勾配を求める方法です|層の多いネットワークでも、勾配を効率よく計算できるからです|微分の連鎖律を使い、各重みの影響を出力側からたどります|PyTorchのbackwardで、各重みの勾配を求める処理が挙げられます|層が深いと勾配が消えやすく、ReLUなどの工夫を合わせて使います
+誤差逆伝播法|誤差を出力側から入力側へ伝え、各重みの勾配を求める方法です|層の多いネットワークでも、勾配を効率よく計算できるからです|微分の連鎖律を使い、各重みの影響を出力側からたどります|PyTorchのbackwardで、各重みの勾配を求める処理が挙げられます|層が深いと勾配が消えやすいため、ReLUなどの工夫を合わせて使います
 損失関数|モデルの予測が正解からどれだけ外れているかを、一つの数で表す式です|何を小さくすれば良いモデルに近づくかを、数値で示してくれるからです|予測と正解を受け取り、外れ方がひどいほど大きな値を返します|平均二乗誤差や、分類に使う交差エントロピーがよく知られています|値が下がっても、実際に求めている成果まで良くなるとは限りません
 活性化関数|ニューロンに集まった合計値を変え、次の層へ渡す値を決める式です|直線では表せない複雑な関係を、ネットワークが学べるようになるからです|重み付きの和を受け取り、折れ線や曲線の式で別の値に変えます|負の値を0にし、正の値をそのまま通すReLUがよく知られています|深い層でシグモイドを使うと勾配が消えやすいため、ReLUなども検討します
-学習率|一回の更新で、重みをどれくらい大きく動かすかを決める値です|この値しだいで、訓練が順調に進むか不安定になるかが変わるからです|勾配に掛け合わされ、大きいほど一歩が大きく、小さいほど慎重な更新になります|0.001から始め、訓練が進むにつれて小さくしていく設定があります|大きすぎると損失が暴れ、小さすぎると訓練がなかなか進みません
+学習率|一回の更新で、重みをどれくらい大きく動かすかを決める値です|この値しだいで、訓練が順調に進むか不安定になるかが変わるからです|勾配に掛け合わされ、大きいほど一歩が大きく、小さいほど慎重な更新になります|0.001から始め、訓練が進むにつれて小さくしていく設定があります|モデルやデータが変わると適した値も変わるため、桁を変えて試し直します
 バッチサイズ|重みを一度更新するために、まとめて使うデータの件数です|訓練の速さと、必要なメモリの量を大きく左右するからです|一回の勾配の平均に使う件数を定め、多いほど平均の揺れが小さくなります|1000枚の画像を、32枚ずつに分けて学ばせる設定が挙げられます|大きくしすぎるとGPUのメモリが足りなくなるため、空きを見て決めます
-エポック|訓練データの全体を、ひと通り使い終えるまでを一回と数える単位です|訓練をどこまで続けたかを数え、止めどきを考える目安になるからです|データを小分けにして順に学び、全件を使い終えたところで回数が一つ増えます|1000枚の画像を一周学ぶごとに一回と数え、10回続ける場合があります|回数が多すぎると過学習しやすいので、検証データの成績を見て止めます
-転移学習|ある課題で学んだモデルの知識を、関連する別の課題に生かす方法です|手元のデータが少なくても、一から学ぶより良い結果を狙えるからです|学習済みの層を固定して使い回し、新しい出力層だけを学ぶなどします|ふつうの写真で学んだモデルを、レントゲン写真に使う場合があります|元の課題とかけ離れたデータに使うと、かえって精度が下がることもあります
-ファインチューニング|学習済みモデルの重みを、専門分野などの追加データで更新することです|幅広い用途のモデルを、特定の仕事に合わせて仕上げられるからです|学習済みの重みを出発点に、目的のデータと小さめの学習率で学びます|一般の文章で学んだモデルを、法律の文書で鍛え直す場合があります|新しいデータに偏ると、以前できていたことを忘れる場合があります
+エポック|訓練データの全体を、ひと通り使い終えるまでを一回と数える単位です|訓練をどこまで続けたかを数え、止めどきを考える目安になるからです|データを小分けにして順に学び、全件を使い終えたところで回数が一つ増えます|1000枚の画像の全体を10周学ばせる、10エポックの訓練が挙げられます|回数が多すぎると過学習しやすいので、検証データの成績を見て止めます
+転移学習|特徴の流用や微調整など、ある課題で学んだ知識を別の課題に生かす方法です|手元のデータが少なくても、一から学ぶより良い結果を狙えるからです|学習済みの層を固定して使い回し、新しい出力層だけを学ぶなどします|ふつうの写真で学んだモデルを、レントゲン写真に使う場合があります|元の課題とかけ離れたデータに使うと、かえって精度が下がることもあります
+ファインチューニング|微調整とも呼ばれ、学習済みの重みを目的のデータで更新する作業です|幅広い用途のモデルを、特定の仕事に合わせて仕上げられるからです|学習済みの重みを固定せず、小さめの学習率で新しいデータに合わせます|一般の文章で学んだモデルを、法律の文書で鍛え直す場合があります|新しいデータに偏ると、以前できていたことを忘れる場合があります
 LoRA|元の重みを固定したまま、追加した小さな行列だけを訓練する微調整の方法です|大きなモデルでも、少ないメモリで目的に合わせた調整ができるからです|重みの変化分を二つの細長い行列の積で表し、その行列だけを更新します|画像生成モデルに画風を覚えさせる、小さな追加ファイルがよく知られています|行列のランクが小さすぎると表現力が足りず、課題にうまく合わないことがあります
-選好最適化|人が好む回答を選びやすくなるように、言語モデルなどを調整する方法です|読みやすさなど、正解を一つに決めにくい好みを教えられるからです|良い回答と劣る回答の組から学び、好まれる方を出す確率を高めます|報酬モデルを作らず、回答の組から直接学ぶDPOがよく知られています|評価者の好みが偏っていると、モデルの答え方も同じ方向に偏りがちです
+選好最適化|人が好む回答を出しやすくなるように、言語モデルなどを調整する方法です|読みやすさなど、正解を一つに決めにくい好みを教えられるからです|良い回答と劣る回答の組から学び、好まれる方を出す確率を高めます|報酬モデルを作らず、回答の組から直接学ぶDPOがよく知られています|評価者の好みが偏っていると、モデルの答え方も同じ方向に偏りがちです
 報酬モデル|回答がどれだけ人に好まれそうかを予測し、点数で表すモデルです|人がすべての回答を採点しなくても、学習の手がかりを与えられるからです|人が二つの回答を比べた記録から、好まれた方に高い点を付けるよう学びます|RLHFという訓練で、対話AIの答えに点を付ける採点役が挙げられます|長いだけの回答に高い点を付けるなど、採点の癖を突かれることがあります
 トークン化|文章を、モデルが扱う単語や文字などのかたまりに区切る処理です|言語モデルは文字列をそのまま読まず、区切った単位の番号を受け取るからです|あらかじめ作った語彙の表と照らして文を区切り、それぞれに番号を割り当てます|「東京へ行く」を、「東京」「へ」「行く」に分ける処理があります|同じ文でも方式によって区切り方が変わるため、モデルに合うものを使います
 単語の埋め込み|単語の意味の特徴を、数値を並べたベクトルで表す方法です|言葉どうしの意味の近さを、計算で比べられるからです|似た文脈に現れる単語を、近い位置のベクトルにするように学びます|「犬」と「猫」を近くに置く、Word2Vecがよく知られています|訓練に使う文章の偏見が、ベクトルどうしの近さに表れることがあります
-アテンション|入力のどの部分にどれだけ注目するかを、重みで決める仕組みです|離れた語どうしの関係も捉えられ、今の言語モデルの土台になったからです|クエリとキーの近さから重みを計算し、その重みでバリューを足し合わせます|文中の「それ」が指す名詞に、大きな重みを向ける動きが挙げられます|標準的な方式の計算量が、文の長さの二乗に比例して増えます
+アテンション|入力のどの部分にどれだけ注目するかを、重みで決める仕組みです|離れた語どうしの関係も捉えられ、今の言語モデルの土台になったからです|クエリとキーの近さから重みを計算し、その重みでバリューを足し合わせます|文中の「それ」が指す名詞に、大きな重みを向ける動きが挙げられます|計算量がふつう文の長さの二乗で増えるため、長文では負担を見積もります
 CNN|小さなフィルターをずらしながら、画像の特徴を捉えるモデルです|物がずれて写っても、特徴を見つけやすいからです|同じフィルターを各位置に当てて計算し、特徴マップを作ります|手書き数字を読み取るLeNetがよく知られています|離れた場所の関係を捉えにくいため、層を重ねて補います
 敵対的生成ネットワーク|作る側と見破る側を競わせて、本物らしいデータを生むモデルです|写真のような画像を、一度の計算ですばやく作れるからです|偽物を作る訓練と、真偽を見分ける訓練を交互に進めます|実在しない人の顔写真を作る、StyleGANがよく知られています|似た画像ばかり作ることがあるので、多様さも確かめます
 拡散モデル|ノイズを少しずつ取り除くことで、画像などを作り出す生成モデルです|訓練が比較的安定していて、質の高い多様な画像を作れるからです|ノイズで崩したデータを元に戻す訓練をし、ノイズから画像を作ります|文章の指示に沿って絵を描く、Stable Diffusionがよく知られています|ノイズ除去を何段階も繰り返すため、生成に時間がかかりがちです
-プロンプト|生成AIなどに、してほしいことを伝えるために入力する指示文です|同じモデルでも、頼み方しだいで答えの質が大きく変わるからです|モデルに文脈として読み込まれ、それに続く応答の内容や形式を方向づけます|「小学生にも分かるように三行で要約して」という頼み方が挙げられます|目的や条件をあいまいに書くと、期待と違う答えが返りやすくなります
+プロンプト|生成AIなどに、してほしいことを伝えるために入力する指示文です|同じモデルでも、頼み方しだいで答えの質が大きく変わるからです|モデルに文脈として読み込まれ、それに続く応答の内容や形式を方向づけます|「小学生にも分かるように三行で要約して」という頼み方が挙げられます|一度に多くを頼むと抜けが出やすいため、作業を分けて順に頼みます
 検索拡張生成|探してきた資料を踏まえて、言語モデルに答えさせる方法です|訓練後のニュースや社内の資料も、答えに使えるからです|質問に近い文書を探し、質問に添えてモデルに読ませます|社内の決まりを調べ、休みの取り方を答えるAIがあります|見当違いの資料を拾うと誤りやすく、探し方の質が問われます
-ハルシネーション|AIが、事実と異なる内容をもっともらしく作り出してしまう現象です|自信ありげな誤りを見抜けないと、間違った情報を広めかねないからです|事実かどうかを確かめずに、ありそうな語の続きを選ぶことなどから起こります|実在しない論文の題名や著者を、文献として示してしまう回答があります|文章が自然なほど誤りに気づきにくいので、元の資料に当たって確かめます
-説明可能なAI|判断の理由や根拠を、人が理解できる形で示せるようにする技術です|医療や融資での判断に納得でき、誤りにも気づきやすいからです|入力の各項目が予測にどれだけ影響したかを、数値や図にして示します|ローンの審査で、年収などの影響の大きさをSHAPで示す場合があります|示された根拠が、モデルの実際の判断過程と一致するとは限りません
+ハルシネーション|AIが、事実と異なる内容をもっともらしく作り出してしまう現象です|起こり得ると知っていれば、AIをほどよく疑いながら仕事に生かせるからです|事実かどうかを確かめずに、ありそうな語の続きを選ぶことなどから起こります|実在しない論文の題名や著者を、文献として示してしまう回答があります|文章が自然なほど誤りに気づきにくいので、元の資料に当たって確かめます
+説明可能なAI|判断の理由や根拠を、人が理解できる形で示せるようにする技術です|医療や融資での判断に納得でき、誤りにも気づきやすいからです|入力の各項目が予測にどれだけ影響したかを、数値や図にして示します|ローンの審査に落ちた人へ、収入の不足などの理由を伝える機能が挙げられます|示された根拠が、モデルの実際の判断過程と一致するとは限りません
 知識蒸留|大きなモデルの出力をまねさせて、小さなモデルを訓練する方法です|精度の低下を抑えながら、軽くて速いモデルを作れるからです|教師モデルが出す確率などを手本に、生徒モデルの出力を近づけていきます|BERTを手本にして作られた、小型のDistilBERTがよく知られています|手本になるモデルの誤りや偏りまで、受け継いでしまうことがあります
-モデルの量子化|重みなどの数値を少ないビット数で表し、容量や計算を軽くする手法です|メモリの少ない機器でも、大きなモデルを動かしやすくなるからです|値の範囲を何段階かに区切り、小数を8ビット整数などに置き換えます|32ビットの重みを8ビットに変え、容量を約4分の1にする場合が挙げられます|ビット数を減らしすぎると精度が落ちるため、変換の前後で成績を比べます
+モデルの量子化|重みなどの数値を少ないビット数で表し、容量や計算を軽くする手法です|メモリの少ない機器でも、大きなモデルを動かしやすくなるからです|値の範囲を何段階かに区切り、小数を8ビット整数などに置き換えます|Llamaの重みを4ビットにして、家庭のパソコンで動かす場合が挙げられます|ビット数を減らしすぎると精度が落ちるため、変換の前後で成績を比べます
 マルチモーダルAI|文章や画像、音声など、種類の違う情報を組み合わせて扱うAIです|写真を見せながら質問するなど、文字だけでは難しい使い方ができるからです|画像や文章をそれぞれ数値の列に変え、互いの関係を結び付けます|冷蔵庫の写真を見て、作れる料理を文章で答えるアシスタントがあります|画像の読み違いが文章の答えにも響くため、元の画像と見比べます
-ドロップアウト|訓練中に一部のニューロンをランダムに休ませて、過学習を抑える手法です|特定のニューロンに頼りすぎず、新しいデータに強いモデルになりやすいからです|更新のたびに無作為に選んだユニットの出力を0にし、残りだけで学習を進めます|全結合層のユニットを、訓練中だけ半分の確率で無効にする設定があります|予測するときにはこの処理を止め、すべてのニューロンを働かせます
+ドロップアウト|訓練中に一部のニューロンをランダムに休ませて、過学習を抑える手法です|特定のニューロンに頼りすぎず、新しいデータに強いモデルになりやすいからです|更新のたびに無作為に選んだユニットの出力を0にし、残りだけで学習を進めます|PyTorchのDropoutで、休ませる割合を0.5にする設定があります|予測のときに切り忘れると結果が毎回ばらつくため、評価モードに切り替えます
 チャットボット|文字や音声の会話を通じて、質問や用件に自動で応じるプログラムです|夜間や休日でも、利用者の問い合わせにすぐ応じられるからです|発言から用件を読み取り、用意した返答や言語モデルの文で応じます|通販サイトで、荷物の届く日を自動で答える窓口が挙げられます|対応できない質問に備えて、人の担当者へつなぐ道を用意します
 [プログラミング]
-変数|値に名前を付け、その名前で読み書きできるようにしたものです|同じ値を何度も書かずに済み、値を変えるときに直す場所が減るからです|代入によって名前と値が結び付き、名前を書くだけで値を取り出せます|買い物の合計金額を入れておく total という名前の入れ物が挙げられます|a や x のような短い名前より、中身が伝わる名前を選ぶと読みやすくなります
-関数|ひとまとまりの処理に名前を付け、必要なときに呼び出せるようにしたものです|同じ処理を一か所に書いておけば、直すときもそこだけで済むからです|呼び出されると渡された引数で処理を行い、多くは結果を戻り値で返します|税抜きの値段を渡すと、税込みの値段を計算して返す処理があります|たくさんの役割を詰め込まず、仕事を一つに絞ると扱いやすくなります
-条件分岐|ある条件が成り立つかどうかで、次に実行する処理を変える書き方です|入力や状況が違っても、それぞれに合った動きをさせられるからです|条件式が真か偽かを調べ、その結果に合うほうの処理だけを実行します|60点以上なら合格、それ以外なら不合格と表示する if 文があります|「以上」と「より大きい」を取り違えやすいので、境目の値でも動きを確かめます
-繰り返し処理|for 文や while 文などで、同じ手順を何度も行わせる書き方です|何百件ものデータがあっても、手順を一度書くだけで済むからです|一周ごとに続けるかどうかを調べ、終わりの条件を満たすと抜け出します|for 文で、1から100までの数を順に足していく計算が挙げられます|終わる条件を間違えると、止まらない無限ループになることがあります
-配列|複数の値を一列に並べ、先頭からの番号で取り出せるようにした入れ物です|たくさんの値を一つの名前でまとめて扱え、順番も保てるからです|要素をメモリに順に並べておき、番号から位置を計算してすぐに読み出します|クラス40人分のテストの点を、出席番号の順に並べたデータがあります|番号を0から数える言語が多く、一つずれた要素を指す誤りに注意が必要です
-連想配列|キーと値を組にして保存し、キーを指定して値を取り出すデータ構造です|何番目にあるかを覚えなくても、意味のある名前から値を探せるからです|多くの場合、キーから計算したハッシュ値をもとに、値の置き場所を決めます|商品名から値段を引けるようにした、Python の辞書があります|同じキーにもう一度代入すると、前の値は上書きされてしまいます
+変数|代入した一つの値を、付けた名前で読み書きできるようにしたものです|同じ値を何度も書かずに済み、値を変えるときに直す場所が減るからです|代入文で値が名前に結び付き、式の中に名前だけを書くと値が取り出されます|買い物の合計金額を入れておく total という名前の入れ物が挙げられます|a や x のような名前だと中身が分かりにくいため、意味の伝わる名前を付けます
+関数|計算や表示など一つの処理に名前を付け、引数を渡して呼び出せるようにしたものです|同じ処理を一か所に書いておけば、直すときもそこだけで済むからです|呼ばれると引数を受けて本体を実行し、戻り値があれば返して呼び出し元に戻ります|税抜きの値段を渡すと、税込みの値段を計算して返す処理があります|役割を詰め込みすぎると扱いにくくなるため、仕事を一つに絞ります
+条件分岐|条件の真偽を分かれ目にして、行う処理を選び分ける書き方です|入力や状況が違っても、それぞれに合った動きをさせられるからです|条件式が真か偽かを調べ、その結果に合うほうの処理だけを実行します|60点以上なら合格、それ以外なら不合格と表示する if 文があります|「以上」と「より大きい」を取り違えやすいので、境目の値でも動きを確かめます
+繰り返し処理|決めた回数だけ、または条件が続く間、先頭に戻って同じ手順を行う書き方です|何百件ものデータがあっても、手順を一度書くだけで済むからです|一周ごとに続けるかどうかを調べ、終わりの条件を満たすと抜け出します|for 文で、1から100までの数を順に足していく計算が挙げられます|終わる条件を間違えると、止まらない無限ループになることがあります
+配列|数値などの値を一列に並べ、先頭からの番号で取り出せるようにした入れ物です|たくさんの値を一つの名前でまとめて扱え、順番も保てるからです|同じ大きさの領域をメモリに並べ、番号から要素の位置を計算して読み出します|クラス40人分のテストの点を、出席番号の順に並べたデータがあります|番号を0から数える言語が多く、一つずれた要素を指す誤りに注意が必要です
+連想配列|キーと値を組にして保存し、キーを指定して値を取り出すデータ構造です|何番目にあるかを覚えなくても、意味のある名前から値を探せるからです|多くの場合、キーのハッシュ値から置き場所を決め、キーと値の組をそこに入れます|商品名から値段を引けるようにした、Python の辞書があります|同じキーにもう一度代入すると、前の値は上書きされてしまいます
 文字列|文字を順番に並べて、文章や名前などを表すデータです|画面に出す文や利用者の入力など、言葉を扱う場面がとても多いからです|一つ一つの文字を、UTF-8 などの決まりに従った数に置き換えて記録します|引用符で囲んで書く "Hello" というあいさつの言葉が挙げられます|"10" と書いても数値とは別物なので、計算の前に変換が要ることがあります
-データ型|整数や小数、真偽値など、値の種類とそれに行える操作を決める分類です|文字と数を足すような間違いを、早い段階で見つけやすくなるからです|値や変数に種類の情報を結び付け、それに応じて使える演算を決めます|整数を表す int や、真か偽かを表す bool がよく知られています|小数から整数への変換で端数が失われるなど、値の変化に気をつけます
-クラス|オブジェクトが持つデータと処理をまとめて定める、設計図のようなものです|同じ作りのオブジェクトを、決まった形でいくつも作れるからです|属性とメソッドを定めておき、それをひな形にしてインスタンスを作り出します|氏名と学年を持ち、自己紹介のメソッドを備えた Student の定義があります|定義を書いただけでは、実体であるインスタンスはまだ作られていません
-オブジェクト指向|データと処理を持つ「もの」を組み合わせて、プログラムを作る考え方です|大きなプログラムも、役割ごとの部品に分けて作りやすいからです|データを持つ「もの」がメソッドを呼び合う形で、処理を進めます|ゲームの勇者や敵を、体力を持つ部品として作る設計があります|短いプログラムまで細かく分けすぎると、かえって読みにくくなります
+データ型|値の表し方と、その値に行える操作を決める、データの種類分けです|文字と数を足すような間違いを、早い段階で見つけやすくなるからです|ビットの並びを何として読むか、どの演算を許すかを、値の種類ごとに定めます|整数を表す int や、真か偽かを表す bool がよく知られています|小数から整数への変換で端数が失われるなど、値の変化に気をつけます
+クラス|オブジェクトが持つデータと処理をまとめて定める、設計図のようなものです|同じ作りのオブジェクトを、一つの定義からいくつも作れるからです|呼び出されるたびに、定めた属性とメソッドを備えたインスタンスを一つ作ります|氏名と学年を持ち、自己紹介のメソッドを備えた Student の定義があります|定義を書いただけでは、実体であるインスタンスはまだ作られていません
+オブジェクト指向|データと処理を持つ「もの」を組み合わせて、プログラムを作る考え方です|大きなプログラムも、役割ごとの部品に分けて作りやすいからです|データを持つ「もの」がメソッドを呼び合う形で、処理を進めます|ゲームの勇者や敵を、体力と攻撃の動作を持つ「もの」として作る設計があります|短いプログラムまで細かく分けすぎると、かえって読みにくくなります
 継承|もとになるクラスの性質を引き継いで、新しいクラスを作る仕組みです|共通する部分を親のクラスにまとめれば、コードの重複を減らせるからです|親のメソッドなどを子に渡し、子の側で追加や上書きもできるようにします|動物クラスをもとに、犬や猫のクラスを作る設計が挙げられます|「犬は動物である」のような関係が成り立たないときは、使うのを避けます
 カプセル化|オブジェクトの中のデータを隠し、決めた窓口から操作させる考え方です|外から勝手に値を書き換えられ、つじつまが合わなくなるのを防げるからです|データを private などで非公開にし、公開したメソッドを通して読み書きさせます|口座の残高を直接は変えさせず、入金と出金のメソッドで動かす設計があります|どの項目にも読み書きの窓口を付けると、隠した意味が薄れてしまいます
 再帰|ある処理の中から、その処理自身を呼び出す書き方です|フォルダーの入れ子のような構造を、短く素直なコードで扱えるからです|問題を同じ形の小さな問題に分けて自分を呼び、最小の場合に着くと順に戻ります|5の階乗を、5と「4の階乗」の積として求める計算がよく知られています|止まる条件を書き忘れると、呼び出しが積み重なってエラーになります
@@ -1770,73 +2204,73 @@ CNN|小さなフィルターをずらしながら、画像の特徴を捉える�
 キュー|先に入れたデータから順に取り出す、先入れ先出しのデータ構造です|次々に届く仕事をためておき、受け付けた順に片付けられるからです|新しいデータを列の末尾に加え、取り出すときは先頭から抜いていきます|プリンターが、印刷の依頼を届いた順に処理する待ち行列があります|取り出すより速く追加が続くと列が伸びるため、長さの上限を考えておきます
 ハッシュ関数|いろいろな長さのデータを、決まった長さの値に変える計算のことです|大きなデータどうしでも、短い値を比べれば違いが分かるからです|入力を混ぜ合わせるように計算し、同じ入力からは同じハッシュ値を出します|ファイルの書き換えを見つけるのに使う SHA-256 がよく知られています|異なる入力から同じ値が出る「衝突」が起こりうる点に注意が必要です
 二分探索|整列済みのデータを半分ずつに絞りながら、目的の値を探す方法です|100万件のデータでも、20回ほどの比較で目的の値を探せるからです|真ん中の値と目的の値を比べ、値がない側の半分を候補から外していきます|辞書を真ん中で開き、前か後ろかに絞って単語を探す方法があります|データが順に並んでいないと正しく探せないため、先に並べ替えておきます
-計算量|入力が増えたときに、手間や使うメモリがどう増えるかを表す目安です|少ないデータでは速くても、データが増えると急に遅くなる処理があるからです|入力の大きさを n とし、手間の増え方を最も左右する部分に注目して求めます|n 個のデータを先頭から順に調べる探索を、O(n) と表す書き方があります|定数倍の差を省くため、同じ表記でも実際の時間が等しいとは限りません
+計算量|入力が増えたときに、手間や使うメモリがどう増えるかを表す目安です|データが増えても実用になる処理かどうかを、動かす前に見積もれるからです|入力の大きさを n とし、手間の増え方を最も左右する部分に注目して求めます|n 個のデータを先頭から順に調べる探索を、O(n) と表す書き方があります|定数倍の差を省くため、同じ表記でも実際の時間が等しいとは限りません
 例外処理|実行中に起きたエラーを受け止め、決めておいた対応をする仕組みです|ファイルがないなどの問題が起きても、急に止まらずに対応できるからです|エラーが起きると通常の流れを中断し、対応を書いた場所へ実行を移します|Python の try と except で、割り算のエラーに備える書き方があります|エラーを受け取っても何もせずにいると、原因を見つけにくくなります
-デバッグ|プログラムの不具合の原因を突き止めて、取り除く作業です|原因が分からないまま手を加えると、別の不具合を生みやすいからです|不具合を再現させ、途中の値を確かめながら原因の場所を絞り込んで直します|合計が合わないとき、途中の値を print で表示する作業が挙げられます|一度に何か所も変えると、どの変更が効いたのか分からなくなります
+デバッグ|プログラムの不具合の原因を突き止めて、取り除く作業です|原因を正しく突き止めて直せば、同じ不具合の再発を防げるからです|不具合を再現させ、途中の値を確かめながら原因の場所を絞り込んで直します|合計が合わないとき、途中の値を print で表示する作業が挙げられます|一度に何か所も変えると、どの変更が効いたのか分からなくなります
 単体テスト|関数などの小さな部品が、正しく動くかを個別に確かめる検査です|部品の段階で誤りを見つけるほうが、原因の場所を特定しやすいからです|部品に決まった入力を与え、結果が期待した値と同じかどうかを比べます|足し算の関数に2と3を渡し、結果が5になるかを確かめるコードがあります|部品がすべて合格しても、組み合わせたときに正しく動くとは限りません
 リファクタリング|外から見た動きを変えずに、コードの内部の構造を整理することです|読みやすくしておけば、後の修正や機能の追加が楽になるからです|小さく書き換えるたびにテストし、動作が同じままだと確かめて進めます|長すぎる関数を、役割ごとの短い関数に分ける書き直しが挙げられます|機能の追加と同時に行うと問題を切り分けにくいため、別々に進めます
-コードレビュー|書かれたコードをほかの開発者が読み、問題や改善点を伝える活動です|本人が気づかない誤りを見つけ、知識をチームで分かち合えるからです|変更した部分を仲間に読んでもらい、届いた意見をもとに直してから取り込みます|GitHub のプルリクエストで、仲間の変更に意見を書く場面があります|書いた人を責めるのではなく、コードについて理由を添えて意見を伝えます
-バージョン管理|ファイルの変更の履歴を記録し、過去の状態を取り出せるようにすることです|誤って壊しても前の状態に戻せ、誰がいつ変えたかもたどれるからです|変更を区切りごとに保存し、作者や日時の分かる履歴を積み重ねます|ソースコードの変更を Git で記録していく開発がよく知られています|消したファイルも履歴に残るため、パスワードなどを入れるのは避けます
+コードレビュー|書かれたコードをほかの開発者が読み、問題や改善点を伝える活動です|本人が気づかない誤りを見つけ、知識をチームで分かち合えるからです|変更した部分を仲間に読んでもらい、届いた意見をもとに直してから取り込みます|GitHub のプルリクエストで、仲間の変更に意見を書く場面があります|書いた人を責める言い方になりやすいので、コードについて理由を添えて伝えます
+バージョン管理|ファイルの変更の履歴を記録し、過去の状態を取り出せるようにすることです|誤って壊しても前の状態に戻せ、誰がいつ変えたかもたどれるからです|枝分かれした流れも含め、変更を区切りごとに作者や日時とともに保存します|ソースコードの変更を Git で記録していく開発がよく知られています|消したファイルも履歴に残るため、パスワードなどを入れるのは避けます
 ブランチ|開発の履歴を枝分かれさせ、本流とは別に変更を進めるための流れです|本流のコードを壊す心配なしに、作りかけの変更を試せるからです|ある時点の履歴から分かれて変更を重ね、終わるとマージで本流に合流します|main から分けた、ログイン機能用の feature/login が挙げられます|長く分けたままだと差が広がり、取り込むときに変更がぶつかりやすくなります
-API|あるソフトウェアの機能を、別のプログラムから使うための窓口と決まりです|内部の作りを知らなくても、ほかのソフトウェアの機能を生かせるからです|決まった形式の要求を別のプログラムから受け、機能を実行して結果を返します|気象サービスが公開する、地名を送ると予報のデータを返す窓口があります|仕様の変更で動かなくなることもあるため、提供元の知らせを確かめます
-ライブラリ|よく使う機能を、自分のプログラムから呼び出せる形でまとめた部品集です|多くの人が使ってきた部品を生かせば、一から書く手間を減らせるからです|プログラムに読み込み、必要なところで自分のコードから機能を呼び出します|数値計算の機能を集めた Python の NumPy がよく知られています|開発が止まると欠陥が直らないことがあるので、選ぶ前に更新の様子を見ます
+API|あるソフトウェアの機能を、別のプログラムから使うための窓口と決まりです|内部の作りを知らなくても、ほかのソフトウェアの機能を生かせるからです|利用側が決まった形式で要求を送ると、提供側が処理して結果を返します|気象サービスが公開する、地名を送ると予報のデータを返す窓口があります|仕様の変更で動かなくなることもあるため、提供元の知らせを確かめます
+ライブラリ|よく使う機能を、自分のプログラムから呼び出せる形でまとめた部品集です|多くの人が使ってきた部品を生かせば、一から書く手間を減らせるからです|import などで読み込んで使い、処理の流れは呼び出すコードの側が決めます|数値計算の機能を集めた Python の NumPy がよく知られています|開発が止まると欠陥が直らないことがあるので、選ぶ前に更新の様子を見ます
 フレームワーク|アプリの骨組みを用意し、開発者が必要な部分を書き足して使う土台です|どのアプリにも要る部分を任せ、作りたい機能に集中できるからです|全体の流れを土台の側が進め、開発者の書いたコードを必要なときに呼び出します|Python の Web アプリ作りに使う Django がよく知られています|決められた書き方から外れると扱いにくくなるため、まず作法を学びます
-コンパイラ|ソースコードを、実行の前にまとめて機械語などへ翻訳するプログラムです|人が読みやすいコードを、機械が速く実行できる形に変えられるからです|ソースコードの文法などを調べ、最適化もして別の形のコードを作り出します|C 言語のソースコードから実行ファイルを作る GCC がよく知られています|翻訳に成功しても、手順の誤りまで見つかるとは限りません
-インタプリタ|ソースコードを解釈しながら、その場で実行していくプログラムです|書いたコードをすぐに動かし、結果を見ながら試せるからです|プログラムの命令を順に読み取り、それに対応する動作をその都度行います|Python のコードをすぐに実行する python コマンドがあります|その行を実行するまで出てこない誤りもあるため、広く動かして確かめます
-CI|変更をこまめに統合し、自動でテストする進め方です|変更どうしの食い違いを、早く見つけられるからです|変更が届くたびに、サーバーがテストして結果を知らせます|GitHub Actions で、プッシュのたびにテストする設定があります|テストの失敗を残したまま、次の変更に進むのは避けます
-コンテナ|アプリと必要な部品をひとまとめにし、ほかから隔離して動かす実行環境です|手元と本番のサーバーで、環境の違いによる不具合を減らせるからです|土台の OS のカーネルを共有し、プロセスやファイルの見える範囲を分けます|Docker で、Web サーバーを必要な部品ごと動かす使い方があります|削除すると中に書いたデータも消えるため、残したいものは外に保存します
+コンパイラ|ソースコードを、実行の前にまとめて機械語などへ翻訳するプログラムです|人が読みやすいコードを、機械が速く実行できる形に変えられるからです|実行に先立って全体の文法などを調べ、最適化もして機械語などを作り出します|C 言語のソースコードから実行ファイルを作る GCC がよく知られています|翻訳に成功しても、処理の内容まで正しいとは限りません
+インタプリタ|ソースコードを解釈しながら、その場で実行していくプログラムです|書いたコードをすぐに動かし、結果を見ながら試せるからです|プログラムの命令を順に読み取り、それに対応する動作をその都度行います|Python のコードをすぐに実行する python コマンドがあります|その行を実行するまで出ない誤りもあるため、さまざまな場合で動かして確かめます
+CI|変更をこまめに統合し、自動でテストする進め方です|変更どうしの食い違いを、早く見つけられるからです|変更が届くたびに、サーバーがテストして結果を知らせます|GitHub Actions で、プッシュのたびにテストする設定があります|テストの失敗を放っておくと原因を追いにくいため、すぐに直します
+コンテナ|アプリと必要な部品をまとめ、OS の上でプロセスごと隔離して動かす実行環境です|手元と本番のサーバーで、環境の違いによる不具合を減らせるからです|土台の OS のカーネルを共有し、プロセスやファイルの見える範囲を分けます|Docker で、Web サーバーを必要な部品ごと動かす使い方があります|削除すると中に書いたデータも消えるため、残したいものは外に保存します
 仮想環境|Python などで、使うライブラリとその版をプロジェクトごとに分ける仕組みです|あるプロジェクトのための更新が、別のプロジェクトを壊すのを防げるからです|専用のフォルダーにライブラリを入れ、有効な間はそこから読み込むようにします|Python の venv で、課題ごとに .venv を作る使い方が挙げられます|有効にし忘れると別の場所にライブラリが入るので、作業の前に確かめます
-正規表現|文字の並び方の型を記号で表し、それに合う文字列を示す書き方です|決まった形の文字列を、短い書き方でまとめて探せるからです|記号で書いた型を文字列と照らし合わせ、合う部分を見つけます|郵便番号の形を表す [0-9]{3}-[0-9]{4} という書き方があります|点や星印は特別な意味を持つため、文字として探すときはエスケープします
-非同期処理|時間のかかる作業の完了を待たずに、ほかの作業を先に進める方式です|通信の返事を待つ間に、画面が固まってしまうのを防げるからです|作業を始めたら別の仕事に移り、完了の知らせを受けて続きを行います|JavaScript の await で、通信の結果を受け取る書き方があります|始めた順に終わるとは限らず、順番が大事なら完了を待ちます
-マルチスレッド|一つのプロセスの中で、複数の処理の流れを並行して動かす方式です|複数の CPU コアで計算を分担し、早く終えられる場合があるからです|メモリを共有する複数の流れを、OS などが切り替えながらコアに割り当てます|動画の再生ソフトで、映像と音声の処理を並行して進める作りが挙げられます|同じデータを同時に書き換えると値が壊れうるため、ロックなどで守ります
+正規表現|文字の並び方のパターンを記号で表し、それに合う文字列を示す書き方です|決まった形の文字列を、短い書き方でまとめて探せるからです|記号で書いたパターンを文字列と照らし合わせ、合う部分を見つけます|郵便番号の形を表す [0-9]{3}-[0-9]{4} という書き方があります|点や星印は特別な意味を持つため、文字として探すときはエスケープします
+非同期処理|時間のかかる作業を始めたまま次へ進み、結果が出たときに受け取る方式です|通信の返事を待つ間に、画面が固まってしまうのを防げるからです|作業を始めたら別の仕事に移り、完了の知らせを受けて続きを行います|JavaScript の await で、通信の結果を受け取る書き方があります|始めた順に終わるとは限らず、順番が大事なら完了を待ちます
+マルチスレッド|一つのプロセスを複数のスレッドという実行単位に分け、並行して進める方式です|複数の CPU コアで計算を分担し、早く終えられる場合があるからです|メモリを共有する複数の流れを、OS などが切り替えながらコアに割り当てます|動画の再生ソフトで、映像と音声の処理を並行して進める作りが挙げられます|同じデータを同時に書き換えると値が壊れうるため、ロックなどで守ります
 ガベージコレクション|プログラムが使わなくなったメモリを、自動で回収する仕組みです|メモリの解放し忘れや、早すぎる解放を減らせるからです|参照されなくなったデータを見つけ、その領域をまた使えるようにします|Java で、不要になったオブジェクトを片付ける動作が挙げられます|使わないデータでも、参照が残っているとふつうは回収されません
-デザインパターン|設計でよく出会う問題に対する、定番の解決策に名前を付けた型です|名前を挙げるだけで設計の意図が伝わり、先人の工夫を生かせるからです|設計の悩みに合う型を選び、クラスの役割や関係を自分のコードに当てはめます|状態の変化を登録先に知らせる Observer がよく知られています|型を使うこと自体を目的にせず、解きたい問題があるときに取り入れます
-SQLインジェクション|入力欄などに SQL の断片を送り、データベースを不正に操る攻撃です|手口を知らずに作ると、情報の流出を招きかねないからです|入力がそのまま SQL 文につながり、命令の一部として働いて起こります|ログイン画面に細工した文を入れ、認証を破る手口があります|プレースホルダーを使い、値を命令文と分けて渡すことが対策の基本です
+デザインパターン|設計でよく出会う問題に対する、定番の解決策に名前を付けた型です|名前を挙げるだけで設計の意図が伝わり、先人の工夫を生かせるからです|設計の悩みに合う型を選び、クラスの役割や関係を自分のコードに当てはめます|状態の変化を登録先に知らせる Observer がよく知られています|型を使うこと自体が目的になりやすいので、解きたい問題があるときに取り入れます
+SQLインジェクション|入力欄などに SQL の断片を送り、データベースを不正に操る攻撃です|手口が分かれば、情報の流出や改ざんを防ぐ作りにできるからです|入力がそのまま SQL 文につながり、命令の一部として働いて起こります|ログイン画面に細工した文を入れ、認証を破る手口があります|手作業のエスケープだと漏れやすいため、プレースホルダーで値を渡して防ぎます
 コメント|コードの中に書かれ、実行されることのない、人に向けた説明文です|後で読む人が、なぜそのように書いたのかを理解しやすくなるからです|# や // などの記号で目印を付けて書かれ、実行のときには読み飛ばされます|Python の計算式の上に「# 消費税を加える」と書いた一行があります|コードだけを直して説明を古いまま残すと、読む人を誤解させてしまいます
-キャッシュ|一度得たデータや計算結果を、すぐ取り出せる場所に一時的に置いたものです|遅い読み込みや同じ計算を繰り返さずに済み、応答を速くできるからです|手元に写しがあればそれを返し、なければ元から取ってきて残しておきます|ブラウザーが画像を保存しておき、次は手元から表示する動作が挙げられます|元のデータが変わっても古い写しを返しうるため、有効期限を決めておきます
+キャッシュ|一度得たデータや計算結果を再び速く使えるよう、手近に置いた写しです|遅い読み込みや同じ計算を繰り返さずに済み、応答を速くできるからです|手元に写しがあればそれを返し、なければ元から取ってきて残しておきます|ブラウザーが画像を保存しておき、次は手元から表示する動作が挙げられます|元のデータが変わっても古い写しを返しうるため、有効期限を決めておきます
 [データサイエンス]
-平均値|すべての値を足し、個数で割って求める代表値です|たくさんの数値の中心を、一つの数で手短に伝えられるからです|合計を個数で割るだけなので、どの値も同じ重みで結果に影響します|クラス全員のテストの点から求める平均点があります|飛び抜けて大きい値に引っ張られるため、中央値も併せて見ます
-中央値|データを大きさの順に並べたとき、ちょうど真ん中に来る値です|極端な値が少し混じっても、あまり動かない代表値だからです|小さい順に並べた真ん中を選び、個数が偶数なら中央の二つを足して半分にします|五人の年収を比べるとき、上から三番目の人の金額を使う場合が挙げられます|並び順をもとに決めるので、両端の値がどれほど離れているかは分かりません
+平均値|すべての値をならしたとき、一つ当たりがいくつになるかを表す代表値です|たくさんの数値の中心を、一つの数で手短に伝えられるからです|データ全体の合計を個数で割るので、どの値も同じ重みで結果に響きます|クラス全員のテストの点から求める平均点があります|飛び抜けて大きい値が結果を引っ張るため、中央値も併せて見ます
+中央値|データを小さい方の半分と大きい方の半分に分ける、境目の値です|極端な値が少し混じっても、あまり動かない代表値だからです|小さい順に並べた真ん中を選び、個数が偶数なら中央の二つを足して半分にします|五人の年収を、上から三番目の人の金額で代表させる場合が挙げられます|並び順をもとに決めるので、両端の値がどれほど離れているかは分かりません
 標準偏差|値が平均のまわりにどれほど散らばるかを、元の単位で示す数です|平均が同じ集団どうしでも、ばらつきの違いを見分けられるからです|平均との差を二乗して平均し、その平方根をとって求めます|テストの点の散らばりを「約10点」のように表す数字が挙げられます|差を二乗するため、遠く離れた値が一つあるだけで大きくふくらみます
 相関係数|二つの量の直線的な関係の強さを、マイナス1から1までで表す数です|二つの量が一緒に増減する度合いを、単位によらず比べられるからです|二つの量の共分散を、それぞれの標準偏差の積で割って計算します|多くの人の身長と体重の関係を調べて得た、0.7という値があります|曲線の関係は見落としやすいので、値だけで判断せず図も見ます
 因果関係|一方の変化が原因となって、もう一方の変化を引き起こす関係です|原因を見きわめずに対策をしても、効果が出ないことが多いからです|原因が先に起こり、その働きかけで後の結果が変わるという順で成り立ちます|水やりをやめたために、鉢植えの花が枯れる場合が挙げられます|二つが同時に動くだけで、原因と結果だと決めつけないことが重要です
-線形回帰|入力に係数を掛けて足し合わせた式で、売上などの数値を予測する手法です|どの入力が予測値をどれだけ動かすかを、係数から読み取れるからです|ふつう、予測と実測の差の二乗の合計が最小になる直線や平面を求めます|部屋の広さと駅からの距離をもとに、家賃を予測する式があります|関係が曲線的だと当てはまりが悪いので、残差の図を描いて点検します
+線形回帰|入力に係数を掛けて足し合わせた式で、売上などの数値を予測する手法です|どの入力が予測値をどれだけ動かすかを、係数から読み取れるからです|ふつうは予測と実測のずれを二乗し、合計が最小になる係数を求めます|部屋の広さと駅からの距離をもとに、家賃を予測する式があります|関係が曲線的だと当てはまりが悪いので、残差の図を描いて点検します
 ロジスティック回帰|「はい」になる確率を、S字の曲線を当てはめて予測する分類手法です|分類の結果だけでなく、どれほど確からしいかも数値で示せるからです|入力に重みを掛けて足し、シグモイド関数で0から1の確率に変えます|検査の値から、病気である確率を見積もる使い方がよく知られています|確率をどこで区切って判定するかにより、見逃しと誤報の数が変わります
-決定木|条件の質問を一本の木の形に枝分かれさせて、答えを予測するモデルです|予測に至る道筋を、人が図の上で追いやすいからです|データをよく分ける質問を根元から順に選び、一本の木を育てます|「雨か」「休日か」と順に分けて、来客数を予測する図が挙げられます|枝を深くしすぎると過学習しやすいので、深さに上限を設けます
+決定木|質問を一本の木のように枝分かれさせ、行き着いた先で答えを予測するモデルです|予測に至る道筋を、人が図の上で追いやすいからです|データをよく分ける質問を根元から順に選び、一本の木を育てます|「雨か」「休日か」と順に分けて、来客数を予測する図が挙げられます|木を深くしすぎると過学習しやすいので、深さに上限を設けます
 ランダムフォレスト|互いに独立に育てた多くの決定木の予測を、一つにまとめる手法です|一本の木では不安定な予測を、たくさんの木で安定させられるからです|無作為に選んだデータと特徴量で木を別々に育て、多数決や平均をとります|数百本の木の多数決で、解約しそうな顧客を見分けるモデルがあります|木の数が多いため、一つ一つの予測の根拠を追いにくくなります
 勾配ブースティング|前までの予測の誤りを補うモデルを、順番に足していく学習手法です|表形式のデータで、高い予測精度を得やすい手法の一つだからです|損失が減る方向へ、小さな木などを一つずつ加えて予測を直します|XGBoostやLightGBMというライブラリがよく知られています|木を増やしすぎると過学習するので、検証データを見て早めに止めます
 k平均法|データをk個の組に分け、それぞれを最も近い中心の組に入れる手法です|手順が単純で、件数の多いデータも比較的速くグループに分けられるからです|近い中心への割り当てと中心の計算し直しを、変化がなくなるまで繰り返します|買い物の額と回数から、客を三つの組に分ける分析がよく知られています|組の数を先に決める必要があり、最初の中心の選び方でも結果が変わりえます
-主成分分析|多くの変数を、互いに無相関な新しい軸へ置き換える手法です|似た動きをする変数の重なりを、少ない軸にまとめて見渡せるからです|ばらつきが最大の軸を選び、次はそれと直角な軸の中から選びます|五教科の点を、総合力などの少ない軸にまとめる分析があります|変数の単位に結果が左右されるため、先に尺度をそろえることが多いです
-クラスタリング|正解のラベルを使わず、似たデータをグループに分ける手法の総称です|分類の決まっていないデータからも、まとまりを見つけられるからです|中心、階層、密度などに注目する方法から選び、似たデータを同じ群に集めます|話題の近いニュース記事を、自動でまとまりに分ける作業が挙げられます|正解がないので、分けた群に意味があるかどうかを人が吟味します
-交差検証|データを分け、検証に使う部分を入れ替えながらモデルを評価する方法です|たまたまの分け方に左右されにくい、安定した評価を得られるからです|k等分した一つを検証に、残りを訓練に使い、順に替えてk回行います|データを五つに分け、五回の精度を平均する方法がよく知られています|時系列データの場合、未来で学んで過去を試すような分け方を避けます
+主成分分析|多くの変数を、互いに無相関な新しい軸へ置き換える手法です|似た動きをする変数の重なりを、少ない軸にまとめて見渡せるからです|ばらつきが最大になる軸を選び、次は、それと直交する中で最大の軸を選びます|五教科の点を、総合力などの少ない軸にまとめる分析があります|変数の単位に結果が左右されるため、先に尺度をそろえることが多いです
+クラスタリング|k平均法など、正解のラベルなしで似たデータをまとめる手法の総称です|分類の決まっていないデータからも、まとまりを見つけられるからです|中心、階層、密度などに注目する手法を選び、似たデータを同じ群に集めます|話題の近いニュース記事を、自動でまとまりに分ける作業が挙げられます|正解がないので、分けた群に意味があるかどうかを人が吟味します
+交差検証|データを分け、検証に使う部分を入れ替えながらモデルを評価する方法です|たまたまの分け方に左右されにくい、安定した評価を得られるからです|k等分した一つを検証に、残りを訓練に使い、順に替えてk回行います|データを五つに分け、五回の精度を平均する方法がよく知られています|時系列データの場合、未来のデータで学んで過去で試す分け方を避けます
 混同行列|分類の予測と正解の組み合わせごとに、件数を並べた表です|正解率だけでは見えない、間違い方の内訳が分かるからです|データを正解と予測の組で仕分け、当てはまるマスの件数を数えて作ります|迷惑メールの判定の当たり外れを、四つのマスに数えた表があります|行と列のどちらを正解とするかは資料により違うので、先に確かめます
 適合率|陽性と予測したもののうち、実際に陽性だったものの割合です|陽性という判定を、どれほど信用してよいかが分かるからです|真陽性の数を、真陽性と偽陽性を合わせた数で割って求めます|迷惑と判定した10通のうち、9通が本当に迷惑メールで90%となる場合があります|値を上げようと判定を厳しくすると、陽性の見逃しが増えがちです
-再現率|実際に陽性であるもののうち、陽性と予測できたものの割合です|病気の検査のように、見逃しを減らしたい場面の目安になるからです|正しく見つけた陽性の数を、見逃した分も含む陽性の総数で割ります|患者100人のうち80人を検査で見つけ、80%となる場合が挙げられます|すべてを陽性と答えるだけで100%になるため、誤報の多さも見ます
+再現率|実際に陽性であるもののうち、陽性と予測できたものの割合です|病気の検査のように、見逃しを減らしたい場面の目安になるからです|正しく見つけた陽性の数を、見逃した分も含む陽性の総数で割って求めます|患者100人のうち80人を検査で見つけ、80%となる場合が挙げられます|すべてを陽性と答えるだけで100%になるため、誤報の多さも見ます
 ROC曲線|判定の基準を変えたときの、真陽性率と偽陽性率の関係を描いた線です|一つの基準に頼らず、分類モデルの見分ける力を比べられるからです|しきい値を動かし、横に偽陽性率、縦に真陽性率をとって点を結びます|二つの検査法の線を重ね、左上に寄る方が優れていると見る比較があります|陽性がごく少ないデータだと、性能が良く見えすぎることがあります
-仮説検定|データをもとに、帰無仮説を棄却するかどうかを決める手続きです|差がたまたま出る程度のものかを、決めた基準で判断できるからです|p値を計算し、先に決めた有意水準以下なら帰無仮説を退けます|コインを100回投げ、表の出やすさに偏りがあるかを調べる場合があります|棄却できなくても、帰無仮説が正しいと示されたわけではありません
-p値|帰無仮説が正しいとしたとき、観測した結果以上に極端な結果が出る確率です|データが帰無仮説とどれほど合わないかを、一つの数で示せるからです|帰無仮説のもとでの検定統計量の分布から、実際の値以上に外れる確率を求めます|10回中9回表が出たコインの片側検定で、約0.01になる場合があります|帰無仮説が正しい確率や、効果の大きさを表す数だと読むのは誤りです
+仮説検定|データをもとに、帰無仮説を棄却するかどうかを決める手続きです|見られた差が偶然でも出る程度のものかを、決めた基準で判断できるからです|実験でも調査でも、p値が先に決めた有意水準以下なら帰無仮説を退けます|コインを100回投げ、表の出やすさに偏りがあるかを調べる場合があります|棄却できなくても、帰無仮説が正しいと示されたわけではありません
+p値|帰無仮説が正しいとしたとき、観測した結果以上に極端な結果が出る確率です|データが帰無仮説とどれほど合わないかを、一つの数で示せるからです|帰無仮説のもとでの検定統計量の分布から、実際の値以上に外れる確率で求めます|10回中9回表が出たコインの、片側検定で求めた約0.01という値があります|帰無仮説が正しい確率や、効果の大きさを表す数だと読むのは誤りです
 信頼区間|標本を取り直すたびに作れば、決めた割合で真の値を含む範囲です|推定した値がどれほど不確かなのかを、幅で示せるからです|多くの場合、推定値の前後に標準誤差の何倍かの幅をとって作ります|支持率40%に、前後3ポイントの幅を添える報告が挙げられます|計算した範囲に真の値が95%の確率で入る、という解釈を避けます
-A/Bテスト|利用者を無作為に分けて別々の案を見せ、効果を比べる実験です|思い込みでなく、実際の利用者の反応をもとに案を選べるからです|どちらの案を見せるかを利用者ごとに無作為に決め、同じ期間の成果を比べます|購入ボタンの色を二通り用意し、購入率を比べる実験がよく知られています|途中で何度も結果をのぞき、差が出た時点でやめると誤判定が増えます
-標本抽出|調べたい集団の全体から、実際に調べる一部の対象を選び出すことです|全員を調べられなくても、一部から全体の様子を推し量れるからです|基本の方法だと、名簿に番号を振り、乱数で当たった対象を選びます|全国の有権者から、世論調査に答える人を選ぶ場合があります|選び方そのものが偏っていると、人数を増やしても偏りは消えません
-正規分布|平均を中心に左右対称で、釣り鐘の形をした確率分布です|測定の誤差などをよく近似でき、多くの統計手法の土台になるからです|平均が山の位置を、標準偏差が山の広がりを決めます|成人男性の身長のばらつきを、釣り鐘形の曲線で表す場合があります|所得のように右へ長く伸びるデータに、そのまま当てはめるのを避けます
-外れ値|ほかの多くの値から、大きくかけ離れた値です|一つあるだけで、平均などの分析結果を大きくゆがめることがあるからです|入力の誤りや機器の故障のほか、まれな出来事が実際に起きたときにも生じます|人の身長の記録に、1700cmという値が紛れている場合があります|すぐに消さず、誤りか本物かを調べてから扱いを決めます
-欠損値|本来あるはずなのに、記録されず空いている値です|放っておくと計算ができなかったり、結果が偏ったりするからです|質問への無回答や、センサーの通信切れなどでデータが取れないと生じます|アンケートで、年収の欄だけが空白になった回答が挙げられます|抜けた理由を考えずに0で埋めると、分析の結果をゆがめかねません
-データの標準化|値を平均0、標準偏差1になるように変換することです|単位や桁の違う項目を、同じ物差しで比べられるからです|各項目の値から平均を引き、その差を標準偏差で割って行います|平均60、標準偏差10のテストで、70点を1に直す計算があります|訓練データで求めた平均と標準偏差を、テストデータにも使います
-特徴量エンジニアリング|元のデータから、モデルの予測に役立つ入力の項目を作り出す作業です|同じ手法でも、入力の工夫しだいで精度が変わるからです|業務の知識をもとに、値の差や比、曜日などを列として加えます|日時から「週末かどうか」という列を作る工夫がよく知られています|予測の時点で手に入らない情報を、材料にしてはいけません
-次元削減|データの情報をなるべく保ちながら、変数の数を減らす処理の総称です|変数が多くて図に描けないデータも、平面などに表して眺められるからです|線形や非線形の変換を選び、高次元の点を少ない座標で表します|手書き数字の画像を、t-SNEで平面の点として描く図があります|失われる情報があり、図の上の距離が元の近さを保つとは限りません
+A/Bテスト|二つの案のどちらの効果が高いかを、実際の利用者で確かめる比較実験です|思い込みでなく、実際の利用者の反応をもとに案を選べるからです|どちらの案を見せるかを利用者ごとに無作為に決め、同じ期間の成果を比べます|購入ボタンの色を二通り用意し、購入率を比べる実験がよく知られています|途中で何度も結果をのぞき、差が出た時点でやめると誤判定が増えます
+標本抽出|調べたい集団の全体から、実際に調べる一部の対象を選び出すことです|全員を調べられなくても、一部から全体の様子を推し量れるからです|母集団の名簿に番号を振り、乱数で当たった対象を選ぶのが基本です|全国の有権者から、世論調査に答える人を選ぶ場合があります|選び方そのものが偏っていると、人数を増やしても偏りは消えません
+正規分布|平均を中心に左右対称で、釣り鐘の形をした確率分布です|測定の誤差などをよく近似でき、多くの統計手法の土台になるからです|平均と標準偏差の二つだけで、山の位置と広がりが決まります|成人男性の身長のばらつきを、釣り鐘形の曲線で表す場合があります|所得のように右へ長く伸びるデータに、そのまま当てはめるのを避けます
+外れ値|ほかの多くの値から、大きくかけ離れた値です|一つあるだけで、平均などの分析結果を大きくゆがめることがあるからです|桁の打ち間違いのほか、極端な値がまれに実際に測られたときにも生じます|人の身長の記録に、1700cmという値が紛れている場合があります|すぐに消さず、誤りか本物かを調べてから扱いを決めます
+欠損値|本来あるはずなのに、記録されず空欄になっている値です|放っておくと計算ができなかったり、結果が偏ったりするからです|質問への無回答や、センサーの通信切れなどでデータが取れないと生じます|アンケートで、年収の欄だけが空白になった回答が挙げられます|抜けた理由を考えずに0で埋めると、分析の結果をゆがめかねません
+データの標準化|値を平均0、標準偏差1になるように変換することです|単位や桁の違う項目を、同じ物差しで比べられるからです|各項目の値から平均を引き、その差を標準偏差で割って行います|平均60、標準偏差10のテストで、70点を1に直す計算があります|テストデータで平均などを求め直さず、訓練データの値をそのまま使います
+特徴量エンジニアリング|予測に役立つ新しい入力の項目を、人の知識や工夫で元のデータから作る作業です|同じ手法でも、入力の工夫しだいで精度が変わるからです|業務の知識をもとに、値の差や比、曜日などを列として加えます|日時から「週末かどうか」という列を作る工夫がよく知られています|予測の時点で手に入らない情報を、材料にしてはいけません
+次元削減|主成分分析など、情報をなるべく保ちながら変数の数を減らす処理の総称です|変数が多くて図に描けないデータも、平面などに表して眺められるからです|主成分分析やUMAPなどの手法を選び、高次元の点を少ない座標で表します|手書き数字の画像を、t-SNEで平面の点として描く図があります|失われる情報があり、図の上の距離が元の近さを保つとは限りません
 ヒストグラム|数値の分布の様子を、すき間なく並べた柱で表す図です|データの山の位置や数、左右の偏りを一目でつかめるからです|値の範囲を同じ幅の区間に区切り、各区間の個数を柱の高さにとって描きます|テストの点を10点刻みで数え、人数を柱で示した図があります|区間の幅の取り方で山の見え方が変わるため、幅を変えて見比べます
-箱ひげ図|四分位数を箱で、その外側の広がりを線で表す図です|いくつもの集団の中心とばらつきを、並べて手早く比べられるからです|第1から第3の四分位数までを箱で囲み、中央値の位置に線を引きます|三つのクラスの点数の分布を、箱を三つ並べて比べる図が挙げられます|山が二つある分布でも一つの箱になるため、細かな形は分かりません
+箱ひげ図|四分位数を箱で、その外側の広がりを線で表す図です|いくつもの集団の中心とばらつきを、並べて手早く比べられるからです|第1四分位数から第3四分位数までを箱で囲み、中央値の位置に線を引きます|三つのクラスの点数の分布を、箱を三つ並べて比べる図が挙げられます|山が二つある分布でも一つの箱になるため、細かな形は分かりません
 散布図|二つの量を縦軸と横軸にとり、データを点で示す図です|二つの量の関係や、群れから離れた点を目で確かめられるからです|一件ごとに、二つの値が交わる位置へ点を一つずつ打って描きます|気温を横軸、アイスの売上を縦軸にとった図がよく知られています|点が多いと重なって見えなくなるので、半透明にするなどの工夫が必要です
-時系列分析|時間の順に並んだデータから、傾向や周期を読み取る方法です|過去の動きの規則性をもとに、先の需要などを見通せるからです|長期の傾向と季節の波に分けたり、過去の値との関連を調べたりします|月ごとのアイスの売上から、次の夏の売上を予測する場合があります|隣り合う時点の値は関連し合うことが多く、独立とみなすのは危険です
-移動平均|一定の長さの期間をずらしながら、期間内の平均を並べたものです|日々の細かな上下をならし、大きな流れを見やすくできるからです|新しい値を加えて最も古い値を外し、同じ個数のまま計算し直していきます|株価の25日線や、感染者数の7日間の平均がよく知られています|期間を長くするほど滑らかになりますが、変化への反応は遅れます
+時系列分析|移動平均など、時間順のデータの傾向や周期を探る手法の総称です|過去の動きの規則性をもとに、先の需要などを見通せるからです|長期の傾向と季節の波に分けたり、過去の値との関連を調べたりします|月ごとのアイスの売上から、次の夏の売上を予測する場合があります|隣り合う時点の値は関連し合うことが多く、独立とみなすのは危険です
+移動平均|一定の長さの期間をずらしながら、期間内の平均を並べたものです|日々の細かな上下をならし、大きな流れを見やすくできるからです|新しい値を加えて最も古い値を外し、同じ個数の平均を計算し直していきます|株価の25日線や、感染者数の7日間の平均がよく知られています|期間を長くするほど滑らかになる一方で、変化への反応は遅れます
 ベイズ推定|事前の見込みをデータで更新し、未知の量の確率分布を求める方法です|データが少ないときも、既存の知識を取り入れて不確かさを示せるからです|事前分布に尤度を掛け、全体の確率が1になるように整えて事後分布を得ます|コインの表が出る確率を、投げるたびに見積もり直す計算があります|事前分布の選び方が結果に響くため、選んだ根拠を示すことが望まれます
-ブートストラップ法|手元の標本から何度も標本を取り直し、推定のばらつきを調べる方法です|誤差を数式で求めにくい量でも、不確かさを見積もれるからです|元と同じ個数を重複を許して抜き出し、統計量を何度も計算します|50人の年収から千回取り直し、中央値の誤差を見積もる場合があります|元の標本が母集団をよく表していないと、信頼できる結果は得られません
+ブートストラップ法|手元の標本から何度も標本を取り直し、推定のばらつきを調べる方法です|誤差を数式で求めにくい量でも、不確かさを見積もれるからです|元と同じ個数だけ重複を許して抜き出し、統計量を何度も計算します|50人の年収から標本を1000回取り直し、中央値の誤差を測る場合があります|元の標本が母集団をよく表していないと、信頼できる結果は得られません
 データリーク|機械学習で、予測時には使えないはずの情報が学習に紛れ込むことです|見落とすと、評価だけが良くて実際には当たらないモデルになるからです|テストデータも含めて前処理をしたり、答えを含む列を使ったりすると起こります|病気の予測に、診断後に出した薬の記録を入れてしまう失敗があります|成績が良すぎると感じたら、各列がいつ得られる情報かを洗い直します
-SQL|リレーショナルデータベースの定義や検索、更新に使う言語です|大きな表から、必要な行や集計の結果を短い命令で取り出せるからです|欲しい結果を文で書くと、データベースが取り出す手順を決めて実行します|東京に住む顧客だけを表から選び出すSELECT文がよく知られています|WHERE句を忘れた更新や削除が、表の全行に及ぶことに注意が必要です
+SQL|リレーショナルデータベースの定義や検索、更新に使う言語です|大きな表から、必要な行や集計の結果を短い命令で取り出せるからです|手順でなく欲しい結果を文で書き、取り出し方の選択をデータベースに任せます|東京に住む顧客だけを表から選び出すSELECT文があります|WHERE句を忘れた更新や削除が、表の全行に及ぶことに注意が必要です
 データベースの正規化|同じ情報の重複を減らすように、表を分けて整える設計です|一か所を直せば済み、データの食い違いを防ぎやすいからです|どの列の値がどの列で決まるかを調べ、それに沿って表を分けます|注文の表から、客の住所を別の表に分ける設計があります|表を細かく分けすぎると、結合が増えて検索が遅くなりえます
 データウェアハウス|複数の業務システムのデータを集め、分析用に整えて長く保つ保管庫です|部門ごとに散らばる記録を、そろった基準でまとめて分析できるからです|各システムから抜き出したデータの形式をそろえ、過去の履歴とともにためます|BigQueryやSnowflakeなどのサービスがよく知られています|元データの誤りが分析にも響くため、取り込む際の点検が欠かせません
 オープンデータ|誰でも自由に再利用や再配布ができる条件で公開されたデータです|行政などの情報を市民や企業が生かし、新しいサービスを作れるからです|国や自治体などが利用条件を明示し、機械で読みやすい形で公開します|自治体がウェブで公開している、避難所の位置の一覧が挙げられます|出典の表示などの条件が付くこともあるので、利用規約を読んで使います
-データの匿名化|誰の情報かを特定できないように、個人のデータを加工することです|プライバシーを守りながら、個人に関する記録を分析に使えるからです|氏名を除き、年齢を年代に丸めるなど、本人に結びつく情報を減らします|買い物の記録から名前を消し、住所は県だけ残す加工があります|氏名を消しても、ほかの情報と照らし合わせて本人が分かる場合があります
+データの匿名化|誰の情報かを特定できないように、個人のデータを加工することです|プライバシーを守りながら、個人に関する記録を分析に使えるからです|氏名を除き、年齢を年代に丸めるなど、本人に結びつく情報を減らします|買い物の記録から名前を消し、住所は都道府県だけ残す加工があります|氏名を消しても、ほかの情報と照らし合わせて本人が分かる場合があります
 """  # noqa: E501
 
 

@@ -20,7 +20,7 @@ from full_size import NAME, make_full_size  # noqa: E402
 import dpo_helpers as dpo  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results" / "alpha.json"
-KEPT = ("step", "loss/preference", "loss/sft", "grad_norm", "rewards/margins", "rewards/accuracies")
+KEPT = ("step", "loss", "loss/preference", "loss/sft", "grad_norm", "rewards/margins", "rewards/accuracies")
 
 
 def make_stand_in() -> None:
@@ -43,24 +43,28 @@ def make_stand_in() -> None:
 
 
 def measure(alpha: float) -> dict:
-    """250 対で SFT を 1 エポック、DPO を 1 エポック行い、設定と経過と成績を返します。"""
-    log = lambda status, rows: print(alpha, status["phase"], status["step"], status["steps"],  # noqa: E731
-                                     {k: round(rows[-1][k], 3) for k in (*KEPT[1:], "loss") if k in rows[-1]},
-                                     flush=True)  # fmt: skip
-    config = dpo.Config(base_model=NAME, num_pairs=250, sft_epochs=1.0, lora_alpha=alpha, output_dir=f"alpha-{alpha:g}")
-    started, sft = time.perf_counter(), []
+    """120 対で SFT と DPO を 1 エポックずつ行い、設定、経過、検証用の対の成績を返します。"""
+    sft, started = [], time.perf_counter()
 
     def watch(status, rows):
-        log(status, rows)
+        print(alpha, status["phase"], {name: round(rows[-1][name], 3) for name in KEPT if name in rows[-1]}, flush=True)
         if status["phase"] == "SFT":
-            sft.append({key: rows[-1][key] for key in ("step", "loss", "grad_norm")})
+            sft.append({name: rows[-1][name] for name in ("step", "loss", "grad_norm")})
 
+    config = dpo.Config(base_model=NAME, num_pairs=120, sft_epochs=1.0, lora_alpha=alpha, output_dir=f"alpha-{alpha:g}")
     run = dpo.train(config, watch=watch)
-    history = [{key: row[key] for key in KEPT} for row in run.history]
-    metrics = dpo.evaluate_run(run)
-    kept = {key: metrics[key] for key in ("first_loss", "accuracy_after", "accuracy_interval", "margin_after")}
-    return {"config": asdict(config.resolved()), "sft": sft, "history": history, "answers": metrics["answers"],
-            "seconds": time.perf_counter() - started} | kept  # fmt: skip
+    scores, answers = dpo.score_pairs(run, adapters=("warmup", "dpo")), dpo.answer_table(run)
+    closeness = {which: [dpo.chrf(a, b) for a, b in zip(answers[which], answers["chosen"], strict=True)]
+                 for which in dpo.ADAPTERS}  # fmt: skip
+    return {
+        "config": asdict(config.resolved()), "sft": sft,
+        "history": [{name: row[name] for name in KEPT if name in row} for row in run.history],
+        "eval_pairs": len(scores), "accuracy": float(scores["correct"].mean()),
+        "margin": float(scores["margin"].mean()),
+        "chrf": {which: sum(values) / len(values) for which, values in closeness.items()},
+        "ended": {which: float(answers[f"{which}_ended"].mean()) for which in dpo.ADAPTERS},
+        "seconds": time.perf_counter() - started,
+    }  # fmt: skip
 
 
 def main(folder: str, *alphas: str) -> None:

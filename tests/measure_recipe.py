@@ -22,20 +22,26 @@ VARIANTS = {
     "α を 1/4 に": {"lora_alpha": dpo.RECOMMENDED["offline-tiny"]["lora_alpha"] / 4},
     "α を 4 倍に": {"lora_alpha": dpo.RECOMMENDED["offline-tiny"]["lora_alpha"] * 4},
     "α を慣例の 2r に": {"lora_alpha": 2.0 * dpo.RECOMMENDED["offline-tiny"]["lora_r"]},
-    "ランクを 16 に": {"lora_r": 16},
+    "ランクを 8 に": {"lora_r": 8},
+    "ランクを 256 に": {"lora_r": 256},
     "β を 0.1 に": {"beta": 0.1},
     "SFT の項なし": {"sft_weight": 0.0},
-    "勾配ノルムを 1 で切る": {"max_grad_norm": 1.0},
+    "勾配ノルムを切らない": {"max_grad_norm": 0.0},
     "SFT を 1 エポック先に": {"sft_epochs": 1.0},
 }
 KEPT = ("first_loss", "final_loss", "accuracy_after", "accuracy_interval", "accuracy_by_flaw", "margin_after")
 
 
-def measure(base: Path, folder: Path, changes: dict) -> dict:
-    config = dpo.Config(base_model="offline-tiny", output_dir=str(folder), **changes)
-    folder.mkdir()
+def place_base(base: Path, config: dpo.Config) -> None:
+    """作り終えた元のモデルを config のフォルダに置き、作り直す時間を省きます。"""
+    folder = Path(config.output_dir)
     shutil.copytree(base, folder / "base")
     dpo._save_text(folder / "config.json", json.dumps({"identity": dpo._identity(config, dpo.prepare_pairs(config))}))
+
+
+def measure(base: Path, folder: Path, changes: dict) -> dict:
+    config = dpo.Config(base_model="offline-tiny", output_dir=str(folder), **changes)
+    place_base(base, config)
     metrics = dpo.evaluate_run(dpo.train(config))
     answers = {key: metrics["answers"][key] for key in ("chrf_gain", "chrf_gain_interval", "dpo")}
     return {"config": asdict(config.resolved())} | {key: metrics[key] for key in KEPT} | {"answers": answers}

@@ -118,3 +118,14 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
     done = run_cli("--base_model", "offline-tiny", "--output_dir", "out", cwd=tmp_path)
     assert done.returncode == 2 and "空のフォルダ" in done.stderr
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+def test_command_line_tells_what_is_wrong_with_the_users_file_before_training(small_base, tmp_path, capsys):
+    rows = [f"質問{i}について教えて,よい回答{i}です,だめな回答{i}です" for i in range(30)]
+    (tmp_path / "my.csv").write_text("prompt,chosen,rejected\n" + "\n".join([*rows, rows[0]]), "cp932")
+    options = {"base_model": small_base, "dataset": tmp_path / "my.csv", "output_dir": tmp_path / "out", "lora_r": 2}
+    arguments = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
+    assert dpo.main([*arguments, "--sft_epochs", "0"]) == 0
+    shown = capsys.readouterr().out
+    assert "（31 対）" in shown and "31 行目など計 1 行（3.2%）: 同じ行が重なっています" in shown
+    assert shown.index("同じ行が重なっています") < shown.index("評価しています") < shown.index("試運転")

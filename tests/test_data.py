@@ -156,37 +156,7 @@ def test_split_without_concept_goes_by_prompt():
         dpo.split_pairs(Dataset.from_list(rows[:2]))
 
 
-def test_load_pairs_reads_common_files_and_refuses_missing_columns(tmp_path):
-    rows = [{"prompt": "質問", "chosen": "よい", "rejected": "悪い"}] * 3
-    Dataset.from_list(rows).to_json(tmp_path / "a.jsonl", force_ascii=False)
-    Dataset.from_list(rows).to_csv(tmp_path / "a.csv", index=False)
-    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
-    for source in (rows, Dataset.from_list(rows), *(tmp_path / f"a.{kind}" for kind in ("jsonl", "csv", "parquet"))):
-        assert dpo.load_pairs(source).to_list() == rows
-    with pytest.raises(dpo.HelperError, match="rejected"):
-        dpo.load_pairs([{"prompt": "a", "chosen": "b"}])
-    with pytest.raises(dpo.HelperError, match="nothing.csv"):
-        dpo.load_pairs(tmp_path / "nothing.csv")
-    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"\nbroken')
-    with pytest.raises(dpo.HelperError, match="broken.jsonl"):
-        dpo.load_pairs(tmp_path / "broken.jsonl")
-    with pytest.raises(dpo.HelperError, match="chosen の列が文字列ではなく"):
-        dpo.load_pairs([{"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"}])
-
-
-def test_audit_names_each_fault_and_is_quiet_on_clean_pairs(small_base):
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(small_base)
-    clean = dpo.build_pairs(200)
-    assert dpo.audit_pairs(clean, tokenizer, 128) == []
-    rows = clean.to_list()
-    rows[3]["chosen"], rows[5]["rejected"], rows[7] = " ", rows[5]["chosen"] + " ", rows[8]
-    rows[10]["rejected"] *= 10
-    rows[12]["prompt"] *= 30
-    found = {f["check"]: f for f in dpo.audit_pairs(Dataset.from_list(rows), tokenizer, 128)}
-    assert {name: f["rows"] for name, f in found.items()} == {
-        "empty": [3], "equal": [5], "no_room": [12], "duplicate": [8], "over_long": [10, 12]
-    }  # fmt: skip
-    assert {name for name, f in found.items() if f["severity"] == "error"} == {"empty", "equal", "no_room"}
-    assert dpo.finding_text(found["empty"]).startswith("4 行目など計 1 行: ")
+def test_asking_for_too_many_pairs_says_how_many_there_are():
+    with pytest.raises(dpo.HelperError, match="この分割では 3606 まで"):
+        dpo.build_pairs(9000)
+    assert len(dpo.build_pairs(3606)) == 3606

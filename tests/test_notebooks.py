@@ -1,13 +1,16 @@
 """ノートブックが、決まった形をしていて、空のフォルダに一つだけ置いても最後まで動くことを確かめます。"""
 
+import hashlib
 import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 
 import nbformat
 import pytest
 from conftest import ROOT
+from measure_recipe import place_base
 from nbclient import NotebookClient
 from notebooks import canonical
 
@@ -64,11 +67,9 @@ def test_helper_cell_writes_the_module_and_never_overwrites_somebody_elses(tmp_p
     assert helper.read_text("utf-8") == "# 自分で書いたもの\n"
     helper.write_text(written.replace("DPO", "ＤＰＯ", 1), "utf-8")
     assert "上書きしません" in run_helper_cell(tmp_path)  # 書き出したあとで、手を入れたもの
-    older = written.replace(MODULE, "# 前の版\n")
-    import hashlib
-
-    older = older[:-65] + hashlib.sha256(b"# \xe5\x89\x8d\xe3\x81\xae\xe7\x89\x88\n").hexdigest() + "\n"
-    helper.write_text(older, "utf-8")
+    older = "# 前の版\n"
+    mark = written[len(MODULE) :].rpartition(": ")[0] + ": "
+    helper.write_text(f"{older}{mark}{hashlib.sha256(older.encode()).hexdigest()}\n", "utf-8")
     assert "置き換えました" in run_helper_cell(tmp_path)
     assert helper.read_text("utf-8") == written
 
@@ -130,23 +131,29 @@ def test_first_notebook_runs_again_in_place_by_nbclient(executed):
     first = check_outputs(nbformat.read(executed / "out.ipynb", as_version=4))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(executed)}}).execute()
     again = "".join(str(cell.outputs) for cell in code_cells(notebook))
-    table = first[first.index("| 指標") : first.index("| 全体の時間")]
+    table = first[first.index("| 指標") : first.index("| 学習と評価の時間")]
     assert all(line in again for line in table.splitlines())
 
 
 @pytest.mark.slow
-def test_live_picture_is_redrawn_in_place_by_nbclient(offline_runs, tmp_path):
-    """土台だけを用意した新しいフォルダで、SFT と DPO を行う間、一つの図が描き直されます。"""
-    config, pairs = dpo.Config(base_model="offline-tiny"), dpo.build_pairs(1000)
-    shutil.copytree(offline_runs[42] / "base", tmp_path / "tiny")
+def test_first_notebook_runs_by_nbclient_and_the_picture_is_redrawn_in_place(offline_runs, tmp_path):
+    """元のモデルだけを用意した新しいフォルダで実行すると、学習する間、一つの図が描き直されます。"""
+    config = dpo.Config(base_model="offline-tiny")
+    folder = tmp_path / dpo.run_folder(config, dpo.prepare_pairs(config))
+    place_base(offline_runs[42] / "base", replace(config, output_dir=str(folder)))
     notebook = read("colab_dpo_training.ipynb")
-    set_base_model(notebook, "tiny")
-    source = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    source.source += "\nlora_alpha, sft_epochs, num_pairs = 32000.0, 0.2, 200"
+    set_base_model(notebook, "offline-tiny")
     client = Client(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
-    assert config.num_pairs == len(pairs)
-    assert "試運転" in check_outputs(notebook)
-    assert client.redrawn >= 3
+    assert "判定: 学習した" in check_outputs(notebook)
+    assert client.redrawn >= 5
     train = next(cell for cell in notebook.cells if cell.metadata.id == "train")
     assert sum("image/png" in output.get("data", {}) for output in train.outputs) == 1
+
+
+@pytest.mark.slow
+def test_without_a_gpu_another_model_gets_a_labelled_trial_run(small_base, tmp_path):
+    notebook = read("colab_dpo_training.ipynb")
+    set_base_model(notebook, small_base)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert "試運転です。成績は参考になりません" in check_outputs(notebook)

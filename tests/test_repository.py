@@ -30,6 +30,17 @@ def test_result_tables_in_the_readme_come_from_saved_runs():
         assert row in README
 
 
+def test_measured_column_beside_the_goals_comes_from_the_saved_run():
+    metrics = json.loads((RESULTS / "offline_tiny_42.json").read_text("utf-8"))
+    for goal, measured in (
+        ("最初の損失 | 約 0.7", f"{metrics['first_loss']:.3f}"),
+        ("最後の損失 | 0.1〜0.3", f"{metrics['final_loss']:.3f}"),
+        ("正解率 | 80〜95 %", f"{metrics['accuracy_after']:.1%}"),
+        ("学習の時間 | 10〜20 分", f"{metrics['train_seconds']:.0f} 秒"),
+    ):
+        assert f"| {goal} | {measured} | 未計測 |" in README
+
+
 def test_recipe_table_in_the_readme_comes_from_saved_runs():
     runs = json.loads((RESULTS / "recipe.json").read_text("utf-8"))["runs"]
     assert len(runs) >= 8

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_cli
 
 import dpo_helpers as dpo
 
@@ -49,6 +50,27 @@ def test_scores_agree_with_trl_and_with_a_direct_computation(small_run):
     assert row["tokens_chosen"] == len(logps)
     expected = small_run.config.beta * (row["logp_dpo_chosen"] - row["logp_warmup_chosen"])
     assert row["reward_chosen"] == pytest.approx(expected)
+
+
+def test_training_stopped_in_a_notebook_goes_on_with_the_same_arguments(small_config):
+    """セルを止めて実行し直したとき（base は LoRA を含み、フォルダの鍵も残っている）、同じ結果になります。"""
+    expected, config = dpo.train(small_config()), small_config()
+    pairs, base = dpo.prepare_pairs(config), dpo.load_model(config)
+
+    def stop(status, history):
+        if status["phase"] == "DPO" and status["step"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dpo.train(config, pairs, watch=stop, base=base)
+    again = dpo.train(config, pairs, base=base)
+    dpo.evaluate_run(again)
+    dpo.save_run(again)
+    dpo.evaluate_run(expected)
+    dpo.save_run(expected)
+    assert adapter_difference(again.folder, expected.folder) == 0
+    finished = dpo.train(config, pairs, base=base)  # 終わった実行は、結果を読むだけ
+    assert finished.metrics == json.loads(json.dumps(again.metrics))
 
 
 def test_metrics_have_every_promised_field(small_run):
@@ -146,10 +168,12 @@ def test_a_folder_left_by_a_run_killed_at_its_first_breath_is_used(small_config,
 def test_one_process_holds_a_folder_at_a_time(small_config, tmp_path):
     config = small_config(output_dir=tmp_path / "held")
     run = dpo.train(config)
-    with pytest.raises(dpo.HelperError, match="別の実行が使っています"):
-        dpo.train(config)
+    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    arguments = [text for name, value in changed.items() for text in (f"--{name}", value)]
+    other = run_cli(*arguments, cwd=tmp_path)
+    assert other.returncode == 2 and "別の実行が使っています" in other.stderr
     run.lock.release()
-    dpo.train(config).lock.release()
+    assert run_cli(*arguments, cwd=tmp_path).returncode == 0
 
 
 def test_pairs_that_cannot_be_learned_from_are_refused_before_a_folder_is_made(small_config, tmp_path):

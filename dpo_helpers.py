@@ -52,7 +52,8 @@ def _option(default, help_text):
 #             日本語をまねさせます。
 RECOMMENDED = {
     "offline-tiny": {"lora_r": 32, "lora_alpha": 32000.0, "sft_epochs": 0.0},
-    "microsoft/DialoGPT-small": {"lora_r": 64, "lora_alpha": 256.0, "sft_epochs": 2.0},  # 本物の重みでは未計測
+    # 同じ形のモデルでは 16384 で損失が 0.1 から 1.0 の間を跳ね、その 4 分の 1 では落ち着く。本物の重みでは未計測
+    "microsoft/DialoGPT-small": {"lora_r": 64, "lora_alpha": 4096.0, "sft_epochs": 2.0},
 }
 TYPE_NAMES = {int: "整数", float: "数", str: "文字列"}
 LOSS_TYPES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
@@ -220,10 +221,10 @@ def runtime_text(runtime: dict) -> str:
 
 
 def fit_to_device(config: Config) -> Config:
-    """GPU があるか、offline-tiny なら config のまま、そうでなければ CPU で数分で終わる試運転の設定を返します。"""
+    """GPU がなく、offline-tiny でもなければ、生成したデータを、CPU で数分で終わる試運転の大きさにします。"""
     import torch
 
-    if torch.cuda.is_available() or config.base_model == OFFLINE_TINY:
+    if torch.cuda.is_available() or config.base_model == OFFLINE_TINY or config.dataset != "builtin":
         return config
     return replace(config, num_pairs=min(config.num_pairs, 60), sft_epochs=1.0, num_train_epochs=1.0)
 
@@ -536,7 +537,7 @@ def _is_ready(pairs) -> bool:
 
 
 def _as_dataset(rows):
-    """文字列の辞書の列を一時ファイルに書きながら、Dataset にします。列は、最初の行のものです。"""
+    """文字列の辞書の列を一時ファイルに書きながら、Dataset にします。一度も値のない列は除きます。"""
     import atexit
     import tempfile
 
@@ -549,10 +550,12 @@ def _as_dataset(rows):
     folder = tempfile.mkdtemp(prefix="dpo_pairs_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with ArrowWriter(path=f"{folder}/pairs.arrow", features=Features(dict.fromkeys(first, Value("string")))) as writer:
+        filled = set()
         for row in chain([first], rows):
-            writer.write({name: row.get(name) for name in first})
+            writer.write(row)
+            filled |= {name for name, value in row.items() if value is not None}
         writer.finalize()
-    return Dataset.from_file(f"{folder}/pairs.arrow")
+    return Dataset.from_file(f"{folder}/pairs.arrow").select_columns([name for name in first if name in filled])
 
 
 def _read_rows(source):
@@ -562,22 +565,33 @@ def _read_rows(source):
     if isinstance(source, (list, Dataset)):
         rows = ((f" {number} 行目", row) for number, row in enumerate(source, 1))
     elif isinstance(source, (str, Path)):
+        source = str(source).strip()
         kind = Path(source).suffix.lower()
         if kind in _READERS:
             rows = _file_rows(Path(source), kind)
         elif Path(source).exists() or kind in (".pkl", ".pickle", ".xlsx", ".txt"):
             raise HelperError(
-                f"データ {source} の形式は読めません（pickle は、読むだけで任意の処理が動き得るため、受け付けません）。"
-                "jsonl、json、csv、tsv、parquet のどれかにしてください。"
+                f"データ {source} は、読める形式のファイルではありません。jsonl、json、csv、tsv、parquet のどれかにして"
+                "ください（Excel では「CSV UTF-8」で保存します。pickle は、任意の処理が動き得るので読みません）。"
             )
         else:
-            rows = _hub_rows(str(source))
+            rows = _hub_rows(source)
     else:
         raise HelperError(f"データが {type(source).__name__} です。パス、Hub の名前、辞書のリストを指定してください。")
     for place, row in rows:
         if not isinstance(row, dict):
             raise HelperError(f"データの{place}が {type(row).__name__} です。列の名前と値の組（辞書）にしてください。")
-        yield place, row
+        clean = {str(name).strip().lower(): _plain(value) for name, value in row.items()}
+        if len(clean) < len(row):
+            raise HelperError(f"データの列の名前が重なっています（{'、'.join(map(str, row))}）。一つにしてください。")
+        yield place, clean
+
+
+def _plain(value):
+    """pandas から来た値（NaN と numpy の配列）を、None とリストに直します。"""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _hub_rows(source: str):
@@ -588,10 +602,10 @@ def _hub_rows(source: str):
     try:
         with _quiet():
             pairs = load_dataset(name, split=split or "train")
-    except (OSError, ValueError, DatasetGenerationError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
         raise HelperError(
-            f"データ {source} を読み込めませんでした（{type(error).__name__}）。builtin、Hub の名前（split は"
-            "「名前:split」）、jsonl/json/csv/tsv/parquet のファイルのどれかを指定してください。"
+            f"データ {source} を読み込めませんでした（{type(error).__name__}: {' '.join(str(error).split()):.200}）。"
+            "builtin、Hub の名前（split は「名前:split」）、jsonl/json/csv/tsv/parquet のどれかを指定してください。"
         ) from error
     return ((f" {number} 行目", row) for number, row in enumerate(pairs, 1))
 
@@ -635,11 +649,14 @@ def _json_lines(path: Path):
 
 
 def _json_list(path: Path):
+    text = path.read_text(_encoding(path))
     try:
-        rows = json.loads(path.read_text(_encoding(path)))
-    except ValueError:
-        yield from _json_lines(path)  # 名前は .json でも、中身が JSON Lines のことがある
-        return
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        if text.lstrip().startswith("{"):  # 名前は .json でも、中身が JSON Lines のことがある
+            yield from _json_lines(path)
+            return
+        raise HelperError(f"データのファイル {path} の {error.lineno} 行目を JSON として読めません。") from error
     if not isinstance(rows, list):
         raise HelperError(f"データのファイル {path} の中身がリストではありません。対の辞書のリストにしてください。")
     yield from ((f" {number} 件目", row) for number, row in enumerate(rows, 1))
@@ -650,14 +667,18 @@ def _delimited(path: Path, delimiter: str = ","):
 
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding=_encoding(path), newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter)
-        for row in reader:
-            if None in row or None in row.values():
-                raise HelperError(
-                    f"データのファイル {path} の {reader.line_num} 行目の欄の数が、見出しと違います。"
-                    "区切りの文字や改行を含む欄は、二重引用符で囲んでください。"
-                )
-            yield f" {reader.line_num} 行目", row
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        try:
+            for row in reader:
+                if None in row or None in row.values() or len(row) < len(reader.fieldnames):
+                    raise csv.Error
+                if any(row.values()):  # Excel は、何もない行を末尾に残すことがある
+                    yield f" {reader.line_num} 行目", row
+        except csv.Error as error:
+            raise HelperError(
+                f"データのファイル {path} の {reader.reader.line_num} 行目で、欄の数が見出しと違うか、見出しの名前が"
+                '重なっているか、" が閉じていません。コンマや改行を含む欄は " で囲み、中の " は "" と書いてください。'
+            ) from error
 
 
 def _parquet(path: Path):
@@ -683,31 +704,42 @@ def _to_pair(row: dict, place: str) -> dict:
     columns = "、".join(map(str, row))
     if "label" in row and "chosen" not in row:
         raise HelperError(
-            "データが、回答一つずつに良し悪し（label）を付けた形（KTO など）です。DPO には、同じ質問への chosen と "
+            "データが、回答一つずつによしあし（label）を付けた形（KTO など）です。DPO には、同じ質問への chosen と "
             "rejected の対が要ります。"
         )
     if absent := [name for name in ("chosen", "rejected") if name not in row]:
-        raise HelperError(f"データに {'、'.join(absent)} の列がありません。今の列は {columns} です。")
+        raise HelperError(
+            f"データに {'、'.join(absent)} の列がありません。今の列は {columns} です。列の名前を prompt、"
+            "chosen、rejected に直してください。"
+        )
     before, chosen = _split_answer(row["chosen"], f"{place}の chosen ")
     other, rejected = _split_answer(row["rejected"], f"{place}の rejected ")
     prompt = _question(row, place)
     if prompt is None:
         if not isinstance(row["chosen"], list):
-            raise HelperError(f"データに質問の列（prompt など）がありません。今の列は {columns} です。")
+            raise HelperError(
+                f"データに質問の列（prompt など）がありません。今の列は {columns} です。質問の列の名前を prompt に"
+                "直してください。"
+            )
         if before != other:
-            raise HelperError(f"データの{place}で、chosen と rejected の会話が、最後の回答より前で違っています。")
+            raise HelperError(
+                f"データの{place}で、chosen と rejected の会話が、最後の回答より前で違っています。同じ会話への"
+                "二つの回答にそろえるか、この行を除いてください。"
+            )
         prompt = before
-    kept = {name: str(row[name]) for name in KEPT_COLUMNS if row.get(name) is not None}
+    kept = {name: str(row[name]) if row.get(name) is not None else None for name in KEPT_COLUMNS}
     return {"prompt": as_prompt(prompt) if prompt.strip() else "", "chosen": chosen, "rejected": rejected} | kept
 
 
 def _question(row: dict, place: str) -> str | None:
-    """質問の列を一つの文字列にします。質問の列がなければ None です。"""
-    name = next((name for name in PROMPT_COLUMNS if name in row), "input" if "input" in row else None)
-    if name is None:
+    """中身のある最初の質問の列を、一つの文字列にします。質問の列がなければ None です。"""
+    present = [name for name in (*PROMPT_COLUMNS, "input") if name in row]
+    if not present:
         return None
-    parts = [row.get("system"), row[name], row.get("input") if name == "instruction" else None]
-    texts = [_conversation(part) if isinstance(part, list) else _text(part, f"{place}の {name} ") for part in parts]
+    name = next((name for name in present if row[name]), present[0])
+    parts = ("system", name, "input" if name == "instruction" else None)
+    texts = [_conversation(row[part], f"{place}の {part} ") if isinstance(row[part], list)
+             else _text(row[part], f"{place}の {part} ") for part in parts if part in row]  # fmt: skip
     return "\n".join(text for text in texts if text)
 
 
@@ -717,22 +749,26 @@ def _split_answer(value, place: str) -> tuple[str, str]:
         value = [value]
     if not isinstance(value, list):
         return "", _text(value, place)
-    if not value or not all(isinstance(message, dict) for message in value):
-        raise HelperError(f"データの{place}が、会話（role と content のリスト）になっていません。")
-    return _conversation(value[:-1]), _text(_content(value[-1]), place)
+    before = _conversation(value[:-1], place)
+    if not value or _role(value[-1], place) != "回答: ":
+        raise HelperError(f"データの{place}の会話が、回答（assistant の発言）で終わっていません。直してください。")
+    return before, _text(_content(value[-1]), place)
 
 
 def _content(message: dict):
     return message.get("content", message.get("value"))
 
 
-def _conversation(messages: list) -> str:
+def _role(message, place: str) -> str:
+    """発言の前に置く見出しです。"""
+    if not isinstance(message, dict) or _content(message) is None:
+        raise HelperError(f"データの{place}が会話（role と content の辞書のリスト）になっていません。直してください。")
+    return {"user": "質問: ", "human": "質問: ", "system": ""}.get(message.get("role", message.get("from")), "回答: ")
+
+
+def _conversation(messages: list, place: str) -> str:
     """会話を `質問: …\n回答: …\n質問: …` の形にします。system は初めの質問の前に置きます。"""
-    text, heads = "", {"user": "質問: ", "human": "質問: ", "system": ""}
-    for message in messages:
-        role = message.get("role", message.get("from"))
-        text += ("\n" if text else "") + heads.get(role, "回答: ") + _text(_content(message), "会話の発言")
-    return text
+    return "\n".join(_role(message, place) + _text(_content(message), place) for message in messages)
 
 
 def _text(value, place: str) -> str:
@@ -740,6 +776,8 @@ def _text(value, place: str) -> str:
         return ""
     if not isinstance(value, str):
         raise HelperError(f"データの{place}が {type(value).__name__}（{value!r:.50}）です。文字列に直してください。")
+    if re.search(r"[\ud800-\udfff]", value):
+        raise HelperError(f"データの{place}に、壊れた文字（片方だけのサロゲート）があります。除いてください。")
     return value
 
 
@@ -748,19 +786,19 @@ AUDIT = {
     "empty": ("error", "空の欄があります。行を除くか、内容を補ってください。"),
     "equal": ("error", "chosen と rejected が同じです（空白や全角・半角の違いは除く）。行を除いてください。"),
     "no_room": ("error", "質問だけで {max_length} トークンを使い切ります。max_length を増やしてください。"),
-    "duplicate": ("warning", "同じ行が重なっています。repair で一つにまとめられます。"),
+    "duplicate": ("warning", "同じ対が重なっています。dpo.repair(pairs) で一つにまとめられます。"),
     "contradiction": ("warning", "同じ質問で、chosen と rejected が逆の行があります。正しいほうを残してください。"),
-    "leak": ("warning", "ほぼ同じ質問が学習用と検証用の両方にあり、成績が高く出ます。片方を除いてください。"),
+    "leak": ("warning", "記号や空白のほかは同じ質問が学習用にもあり、成績が高く出ます。除いてください。"),
     "prompt_in_answer": ("warning", "回答に質問の文がそのまま入っています。回答だけにしてください。"),
-    "no_japanese": ("warning", "日本語の文字のない回答があります。日本語のデータか確かめてください。"),
+    "no_japanese": ("warning", "よい回答（chosen）に日本語の文字がありません。日本語のデータか確かめてください。"),
     "garbled": ("warning", "文字化けか制御文字があります。元のファイルの文字コードを確かめてください。"),
     "over_long": ("warning", "{max_length} トークンを超えた分が捨てられます。max_length が {longest} なら収まります。"),
-    "boundary": ("warning", "質問と回答の境目をまたぐトークンがあります。境目の空白を除いてください。"),
+    "boundary": ("warning", "質問と回答の境目をまたぐトークンがあります。回答の先頭の空白や記号を見てください。"),
     "round_trip": ("warning", "トークンに直して戻すと文字が変わります。このトークナイザでは表せない文です。"),
-    "length_rule": ("info", "長いほうを選ぶだけの規則の正解率は {length_rule:.0%} です（差の d = {cohens_d:.2f}）。"),
+    "length_rule": ("info", "{longer}ほうを選ぶだけの規則の正解率は {length_rule:.0%} です（d = {cohens_d:.2f}）。"),
     "ngram_rule": ("info", "質問を見ずに、文字の並びだけで選ぶ規則の正解率は {ngram_rule:.0%} です。"),
 }  # fmt: skip
-RULE_ADVICE = "DPO の正解率がこれより高くなければ、内容を学んだとは言えません。この偏りのないデータを足してください。"
+RULE_ADVICE = "DPO の正解率がこれより高くなければ、内容を学んだとは言えません。逆の傾向の対を足してください。"
 
 
 def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 0.15, seed: int = 42) -> list[dict]:
@@ -771,6 +809,8 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 
     """
     texts = [[_normalized(text) for text in pairs[name]] for name in PAIR_COLUMNS]
     rows = _row_faults(list(zip(*texts, strict=True)))
+    raw = zip(*(pairs[name] for name in PAIR_COLUMNS), strict=True)
+    rows["garbled"] = [i for i, row in enumerate(raw) if any(GARBLED.search(text or "") for text in row)]
     facts = {"max_length": max_length}
     with contextlib.suppress(HelperError):  # 分けられないデータは train が断る
         held_out = _held_out_rows(pairs, eval_fraction, seed)
@@ -780,7 +820,7 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 
     found = []
     for name, (severity, advice) in AUDIT.items():
         if rows.get(name) or name in facts:
-            biased = name in facts and not 0.4 <= facts[name] <= (0.6 if name == "length_rule" else 0.9)
+            biased = name in facts and facts[name] > (0.6 if name == "length_rule" else 0.9) and len(pairs) >= 100
             count = len(rows.get(name, []))
             found.append({
                 "check": name, "severity": "warning" if biased else severity, "count": count,
@@ -813,7 +853,6 @@ def _row_faults(rows: list[tuple[str, str, str]]) -> dict[str, list[int]]:
             "contradiction": (prompt, rejected, chosen) in present and chosen != rejected,
             "prompt_in_answer": len(question) >= 8 and (question in chosen or question in rejected),
             "no_japanese": bool(chosen) and not JAPANESE.search(chosen),
-            "garbled": any(GARBLED.search(text) for text in (prompt, chosen, rejected)),
         }
         for name, wrong in checks.items():
             if wrong:
@@ -830,11 +869,11 @@ def _leaks(prompts: list[str], held_out: set[int]) -> list[int]:
 
 
 def _question_key(prompt) -> str:
-    return re.sub(r"\W", "", _normalized(prompt).lower())
+    return re.sub(r"(?<![a-z])[+#.]|[^\w+#.]", "", _normalized(prompt).lower())  # C と C++ と C# は区別する
 
 
 def _rule_accuracies(chosen: list[str], rejected: list[str], held_out: set[int], most: int = 5000) -> dict:
-    """内容を読まない二つの規則の、検証用の対での正解率です（引き分けは半分。大きなデータでは most 対まで）。
+    """内容を読まない二つの規則の正解率です（引き分けは半分）。長さは全部の対、n-gram は検証用の most 対までで測ります。
 
     文字 n-gram の規則は、学習用の対での出やすさの対数比を足して、大きいほうを選びます（ナイーブベイズ）。
     """
@@ -849,8 +888,10 @@ def _rule_accuracies(chosen: list[str], rejected: list[str], held_out: set[int],
     weight = {gram: math.log((counts[0][gram] + 1) / (counts[1][gram] + 1)) for gram in counts[0] | counts[1]}
     points = lambda text: sum(weight.get(gram, 0.0) for gram in grams(text))  # noqa: E731
     margins = [points(chosen[i]) - points(rejected[i]) for i in sorted(held_out)[:most]]
-    share = lambda values: sum((v > 0) + (v == 0) / 2 for v in values) / max(1, len(values))  # noqa: E731
-    return {"length_rule": share(gaps), "cohens_d": sum(gaps) / len(gaps) / spread, "ngram_rule": share(margins)}
+    share = lambda values: sum((v > 0) + (v == 0) / 2 for v in values) / len(values)  # noqa: E731
+    longer = share(gaps)
+    return {"length_rule": max(longer, 1 - longer), "longer": "長い" if longer >= 0.5 else "短い",
+            "cohens_d": sum(gaps) / len(gaps) / spread, "ngram_rule": share(margins)}  # fmt: skip
 
 
 def _variance(values: list[int]) -> float:
@@ -892,11 +933,18 @@ def token_lengths(pairs, tokenizer) -> dict[str, list[int]]:
 
 
 def finding_text(found: dict) -> str:
-    """`audit_pairs` の一件を、一文にします。行は 1 から数えます。"""
+    """`audit_pairs` の一つを、一文にします。対は 1 から数えます（見出しの行は数えません）。"""
     if not found["count"]:
         return found["advice"]
-    rows = "、".join(str(i + 1) for i in found["rows"])
-    return f"{rows} 行目など計 {found['count']} 行（{found['share']:.1%}）: {found['advice']}"
+    more = "など" if found["count"] > len(found["rows"]) else ""
+    rows = "、".join(str(i + 1) for i in found["rows"]) + f" 件目{more}"
+    return f"{rows}（計 {found['count']} 件、{found['share']:.1%}）: {found['advice']}"
+
+
+def refuse_errors(findings: list[dict]) -> None:
+    """点検で error が見つかっていたら、HelperError にします。"""
+    if errors := [finding_text(found) for found in findings if found["severity"] == "error"]:
+        raise HelperError(f"データを学習に使えません。{''.join(errors)}")
 
 
 def audit_table(findings: list[dict]):
@@ -911,7 +959,7 @@ def audit_table(findings: list[dict]):
 def repair(pairs):
     """安全に直せるものだけを直し、(直した対, 変えたことの表) を返します。
 
-    前後と行末の空白を除き、文字の表し方を Unicode NFC にそろえ、まったく同じ行を一つにします。内容は変えません。
+    前後と行末の空白を除き、文字の表し方を Unicode NFC にそろえ、質問と二つの回答が同じ対を一つにします。
     """
     import pandas as pd
     from datasets import Dataset
@@ -931,7 +979,7 @@ def repair(pairs):
 
 
 def _tidy(text) -> str:
-    return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text or "").strip().splitlines())
+    return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text or "").strip().split("\n"))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -966,6 +1014,9 @@ def load_model(config: Config, watch=None):
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    limit = getattr(model.config, "max_position_embeddings", config.max_length)
+    if config.max_length > limit:
+        raise HelperError(f"max_length が {config.max_length} です。このモデルの上限 {limit} 以下にしてください。")
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
@@ -1044,7 +1095,7 @@ def _pretrain(model, texts: list, seed: int, watch=None, epochs=4, batch_size=16
         optimizer.zero_grad()
         if watch:
             rate = step / (time.perf_counter() - started)
-            watch({"phase": "土台", "step": step, "steps": steps, "loss": loss.item(),
+            watch({"phase": "元のモデル", "step": step, "steps": steps, "loss": loss.item(),
                    "seconds_left": (steps - step) / rate, "pairs_per_second": rate * batch_size}, [])  # fmt: skip
 
 
@@ -1116,8 +1167,7 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None) -> Run
         base = load_model(config, watch)
     base, tokenizer = base
     findings = audit_pairs(pairs, tokenizer, config.max_length, config.eval_fraction, config.data_seed)
-    if errors := [finding_text(found) for found in findings if found["severity"] == "error"]:
-        raise HelperError(f"データを学習に使えません。{''.join(errors)}")
+    refuse_errors(findings)
     for found in findings:
         if report and found["severity"] == "warning":
             report(f"データの注意: {finding_text(found)}")
@@ -1323,12 +1373,13 @@ def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
         return ["損失が数でなくなりました（NaN）。学習率か lora_alpha を半分にして、やり直してください。"]
     if skipped > max(3, 0.05 * done):
         says.append(f"勾配が大きすぎて、{skipped} 回の更新が飛ばされました。lora_alpha を半分にしてください。")
-    if done >= 20 and loss > 0.75:
-        says.append("損失が 0.693 より上がっています。lora_alpha か学習率を半分にしてください。")
-    elif done >= max(20, 0.4 * steps) and loss > 0.68:
-        says.append("損失が 0.693 から下がりません。lora_alpha か学習率を 2〜4 倍にしてください。")
-    if recent(history, "logps/chosen", batch_size) < 1.5 * history[0]["logps/chosen"] - 10:
-        says.append("よい回答の確率まで下がっています。sft_weight を倍にするか、lora_alpha を半分にしてください。")
+    first = history[0]["loss/preference"]  # sigmoid なら ln 2
+    if done >= 20 and loss > 1.08 * first:
+        says.append(f"損失が初めの {first:.3f} より上がっています。lora_alpha か学習率を半分にしてください。")
+    elif done >= max(20, 0.4 * steps) and loss > 0.98 * first:
+        says.append(f"損失が初めの {first:.3f} から下がりません。lora_alpha か学習率を 2〜4 倍にしてください。")
+    if recent(history, "rewards/chosen", batch_size) < -3:
+        says.append("よい回答の確率まで大きく下がっています。lora_alpha か学習率を半分にしてください。")
     if 50 / batch_size <= done <= 0.2 * steps and accuracy > 0.99:
         says.append("早くから全問正解です。データがやさしすぎないか、点検の「参考」の正解率を見てください。")
     if margin > 10:
@@ -1508,6 +1559,8 @@ def generate_responses(prompts, model, tokenizer, max_length: int = 128, batch_s
     try:
         for start in range(0, len(prompts), batch_size):
             inputs = tokenizer(prompts[start : start + batch_size], padding=True, return_tensors="pt").to(model.device)
+            if (longest := inputs["input_ids"].shape[1]) >= max_length:
+                raise HelperError(f"質問が {longest} トークンあり、上限の {max_length} に達します。短くしてください。")
             with torch.no_grad(), _quiet():
                 output = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
             ended = (output == tokenizer.eos_token_id).any(1).tolist()
@@ -1520,10 +1573,8 @@ def generate_responses(prompts, model, tokenizer, max_length: int = 128, batch_s
 
 def as_prompt(question: str) -> str:
     """質問を、学習で使った `質問: …\n回答:` の形に整えます。"""
-    question = question.strip()
-    if not question.startswith("質問:") and "\n質問: " not in question:
-        question = f"質問: {question}"
-    return question if question.endswith("回答:") else f"{question}\n回答:"
+    question = re.sub(r"\A\s*質問\s*[:：]|\s*回答\s*[:：]\s*\Z", "", question)
+    return f"質問: {question.strip()}\n回答:"
 
 
 def generate_response(prompt: str, model, tokenizer, max_length: int = 128) -> str:
@@ -1632,8 +1683,8 @@ def evaluate_run(run: Run) -> dict:
 
 
 def _accuracy_by(scores, column: str) -> dict[str, list]:
-    """column の値ごとの [正解率, 対の数] です。列がなければ空です。"""
-    if column not in scores:
+    """column の値ごとの [正解率, 対の数] です。列がないか、値が 12 種類を超えれば空です。"""
+    if column not in scores or scores[column].nunique() > 12:
         return {}
     table = scores.groupby(column)["correct"].agg(["mean", "size"])
     return {name: [float(mean), int(size)] for name, mean, size in table.itertuples()}
@@ -1660,10 +1711,12 @@ def judge(metrics: dict) -> tuple[str, str]:
     low, high = metrics["accuracy_interval"]
     accuracy = f"{metrics['accuracy_after']:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）"
     seen = f"検証用の {metrics['eval_pairs']} 対で正解率 {accuracy}"
+    if not math.isfinite(metrics["final_loss"] + metrics["margin_after"]):
+        return "信号なし", "損失かマージンが NaN になり、判定できません。学習率か lora_alpha を半分にしてください。"
     if low > 0.5:
         return "学習した", f"{seen}で、区間がまるごと 50 % より上にあります。"
     if metrics["accuracy_train"] >= 0.75:
-        return "暗記した", f"学習用では {metrics['accuracy_train']:.1%} 正解するのに、{seen}で、50 % と区別できません。"
+        return "暗記した", f"学習用では {metrics['accuracy_train']:.1%} 正解するのに、{seen}で、50 % を上回りません。"
     if high < 0.5:
         return "信号なし", f"{seen}で、50 % を下回っています。chosen と rejected が逆でないか確かめてください。"
     return "信号なし", f"{seen}で、50 % と区別できず、学習用でも {metrics['accuracy_train']:.1%} です。"
@@ -1696,9 +1749,10 @@ def show_table(table):
 
 
 def example_pairs(pairs):
-    """読んでみるための対の表です。欠点ごとに一つ、flaw の列がなければ最初の三つです。"""
+    """読んでみるための対の表です。欠点が 12 種類までなら一つずつ、ほかは最初の三つです。"""
     table = pairs.to_pandas()
-    table = table.drop_duplicates("flaw") if "flaw" in table else table.head(3)
+    few = "flaw" in table and 1 < table["flaw"].nunique() <= 12
+    table = table.drop_duplicates("flaw") if few else table.head(3)
     return table[[name for name in ("prompt", "chosen", "rejected", "flaw") if name in table]]
 
 
@@ -1973,7 +2027,7 @@ def summary_table(metrics: dict) -> str:
         ("最後の損失（最後の 25 回の平均）", f"{metrics['final_loss']:.3f}"),
         (f"検証の正解率（SFT にも DPO にも出ない概念、{metrics['eval_pairs']} 対）",
          f"{metrics['accuracy_after']:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）"),
-        ("検証の対数確率で chosen が上の割合（前 → 後）",
+        ("検証で chosen のほうが対数確率の高い割合（前 → 後）",
          f"{metrics['logp_accuracy_before']:.1%} → {metrics['logp_accuracy_after']:.1%}"),
         ("学習用の正解率（検証との差が大きければ丸暗記）", f"{metrics['accuracy_train']:.1%}"),
         ("検証のマージンの平均", f"{metrics['margin_after']:.2f}"),
@@ -2075,7 +2129,7 @@ def release_gpu() -> str:
 
     drive.flush_and_unmount()
     runtime.unassign()
-    return "GPU を返しました。"
+    return "GPU の接続を切りました。"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

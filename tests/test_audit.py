@@ -118,7 +118,7 @@ def test_findings_are_sentences_and_a_table_with_errors_first(rows, tokenizer):
     rows[0]["chosen"], rows[6] = "", rows[7]
     table = dpo.audit_table(dpo.audit_pairs(Dataset.from_list(rows), tokenizer, 128))
     assert list(table["重さ"]) == ["誤り", "注意", "参考", "参考"]
-    assert table["見つけたこと"][0].startswith("1 行目など計 1 行（0.1%）: 空の欄があります。")
+    assert table["見つけたこと"][0].startswith("1 件目（計 1 件、0.1%）: 空の欄があります。")
 
 
 def test_repair_says_everything_it_changed_and_changes_nothing_else(rows):

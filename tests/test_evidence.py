@@ -72,7 +72,7 @@ def history(steps=100, **changes):
     healthy = {
         "loss": lambda t: 40.0, "loss/preference": lambda t: 0.69 - 0.4 * t, "grad_norm": lambda t: 100.0,
         "rewards/accuracies": lambda t: 0.6 + 0.3 * t, "rewards/margins": lambda t: 1.5 * t,
-        "logps/chosen": lambda t: -20.0,
+        "rewards/chosen": lambda t: 0.2 * t,
     }  # fmt: skip
     return [{name: f(i / steps) for name, f in (healthy | changes).items()} for i in range(steps)]
 
@@ -80,9 +80,9 @@ def history(steps=100, **changes):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"loss/preference": lambda t: 0.692}, "0.693 から下がりません。lora_alpha か学習率を 2〜4 倍"),
-        ({"loss/preference": lambda t: 0.7 + t}, "0.693 より上がっています。lora_alpha か学習率を半分"),
-        ({"logps/chosen": lambda t: -20 - 60 * t}, "よい回答の確率まで下がっています。sft_weight を倍"),
+        ({"loss/preference": lambda t: 0.693 - 0.001 * t}, "0.693 から下がりません。lora_alpha か学習率を 2〜4 倍"),
+        ({"loss/preference": lambda t: 0.693 + t}, "0.693 より上がっています。lora_alpha か学習率を半分"),
+        ({"rewards/chosen": lambda t: -8 * t}, "よい回答の確率まで大きく下がっています。lora_alpha か学習率を半分"),
         ({"rewards/margins": lambda t: 30 * t}, "マージンが 10 を超えました"),
         ({"loss": lambda t: math.nan if t > 0.5 else 1.0}, "NaN"),
         ({"grad_norm": lambda t: math.inf if t > 0.8 else 1.0}, "更新が飛ばされました。lora_alpha を半分"),

@@ -82,22 +82,54 @@ def test_concept_and_flaw_are_kept_and_other_columns_are_not():
     assert dpo.load_pairs([row]).to_list() == [READ[0] | {"concept": "AI", "flaw": "rude"}]
 
 
+def test_values_from_pandas_and_headers_with_blanks_are_read():
+    import numpy as np
+
+    rows = [ROWS[0] | {"concept": float("nan")}, ROWS[1] | {"concept": "AI"}]
+    assert dpo.load_pairs(rows)["concept"][:] == [None, "AI"]
+    talk = {"Prompt": "何？", " Chosen ": np.array([USER, GOOD]), "Rejected": np.array([USER, BAD])}
+    assert dpo.load_pairs([talk])[0] == {"prompt": "質問: 何？\n回答:", "chosen": "これ", "rejected": "さあ"}
+    merged = {"prompt": None, "instruction": "何？", "input": float("nan"), "chosen": "これ", "rejected": "さあ"}
+    assert dpo.load_pairs([merged])[0]["prompt"] == "質問: 何？\n回答:"
+
+
+@pytest.mark.parametrize("prompt", ["AIとは？", "質問：AIとは？\n回答：", "質問:AIとは？", " 質問: AIとは？ 回答: "])
+def test_every_way_of_writing_a_question_becomes_the_one_used_in_training(prompt):
+    assert dpo.as_prompt(prompt) == "質問: AIとは？\n回答:"
+
+
+def test_languages_told_apart_only_by_a_sign_are_different_questions():
+    rows = [{"prompt": f"{name}とは？", "chosen": "a", "rejected": "b"} for name in ("C", "C++", "C#", "C ", "Java")]
+    train, held_out = dpo.split_pairs(dpo.load_pairs(rows))
+    assert len(train) + len(held_out) == 5 and min(len(train), len(held_out)) >= 2
+    assert len({"質問: Cとは？\n回答:", "質問: C とは？\n回答:"} & set(train["prompt"])) != 1  # 空白だけの違い
+
+
+def test_blank_rows_at_the_end_of_an_excel_file_are_skipped(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,chosen,rejected\nあ,い,う\n,,\n,,\n", "utf-8")
+    assert len(dpo.load_pairs(tmp_path / "a.csv")) == 1
+
+
 def test_built_pairs_pass_through_unchanged():
     pairs = dpo.build_pairs(40)
     assert dpo.load_pairs(pairs) is pairs
 
 
 REFUSED = {
-    "KTO の形": ([{"prompt": "a", "completion": "b", "label": True}], "良し悪し（label）"),
+    "KTO の形": ([{"prompt": "a", "completion": "b", "label": True}], "よしあし（label）"),
     "rejected がない": ([{"prompt": "a", "chosen": "b"}], "rejected の列がありません。今の列は prompt、chosen です"),
     "質問がない": ([{"chosen": "a", "rejected": "b"}], "質問の列（prompt など）がありません"),
     "空のリスト": ([], "行が一つもありません"),
     "数の入った行": ([ROWS[0], ROWS[0] | {"chosen": 12}], "2 行目の chosen が int（12）"),
     "文字列の行": (["a"], "1 行目が str"),
+    "利用者の発言で終わる会話": ([{"prompt": "a", "chosen": [USER], "rejected": [USER]}], "で終わっていません"),
+    "文字列の会話": ([{"prompt": ["a"], "chosen": "b", "rejected": "c"}], "1 行目の prompt が会話"),
+    "壊れた絵文字": ([{"prompt": "a", "chosen": "\ud83d", "rejected": "c"}], "1 行目の chosen に、壊れた文字"),
+    "重なった見出し": ([{"prompt": "a", "chosen": "b", " Chosen": "c", "rejected": "d"}], "列の名前が重なっています"),
     "会話の食い違い": (
         [{"chosen": [USER, GOOD], "rejected": [USER | {"content": "別？"}, BAD]}], "1 行目で、chosen と rejected の会話"
     ),
-    "空の会話": ([{"prompt": "a", "chosen": [], "rejected": []}], "1 行目の chosen が、会話"),
+    "空の会話": ([{"prompt": "a", "chosen": [], "rejected": []}], "1 行目の chosen の会話が、回答"),
     "辞書": ({"prompt": ["a"]}, "データが dict です"),
 }
 
@@ -116,13 +148,16 @@ def test_what_is_no_preference_pair_is_refused_with_what_it_is(name):
         ("empty.csv", b"", "空です"),
         ("head.csv", b"prompt,chosen,rejected\n", "行が一つもありません"),
         ("broken.jsonl", json.dumps(ROWS[0]).encode() + b'\n{"prompt": "a"\n', "broken.jsonl の 2 行目を JSON"),
-        ("ragged.csv", "prompt,chosen,rejected\nあ,い,う\nあ,い\n".encode(), "3 行目の欄の数"),
-        ("wide.csv", "prompt,chosen,rejected\nあ,い,う,え\n".encode(), "2 行目の欄の数"),
+        ("ragged.csv", "prompt,chosen,rejected\nあ,い,う\nあ,い\n".encode(), "3 行目で、欄の数が"),
+        ("wide.csv", "prompt,chosen,rejected\nあ,い,う,え\n".encode(), "2 行目で、欄の数が"),
+        ("open.csv", 'prompt,chosen,rejected\nあ,い,"う\nか,き,く\n'.encode(), "3 行目で、欄の数が見出しと違うか"),
+        ("twice.csv", "prompt,chosen,rejected,chosen\nあ,い,う,え\n".encode(), "見出しの名前が重なって"),
+        ("comma.json", b'[\n{"prompt": "a"},\n]', "3 行目を JSON として読めません"),
         ("binary.csv", b"\xff\xfe\x00\x81\xff" * 9, "UTF-8 か CP932"),
         ("object.json", b'{"a": 1}', "リストではありません"),
         ("fake.parquet", b"not parquet", "Parquet として読めません"),
         ("pairs.pkl", pickle.dumps(ROWS), "pickle"),
-        ("pairs.xlsx", b"PK", "形式は読めません"),
+        ("pairs.xlsx", b"PK", "CSV UTF-8"),
     ],
 )
 def test_unreadable_files_are_named_with_what_is_wrong(name, content, expected, tmp_path):

@@ -54,6 +54,20 @@ def test_recipe_table_in_the_readme_comes_from_saved_runs():
     assert (best["lora_r"], best["beta"], best["sft_weight"]) == (config.lora_r, config.beta, config.sft_weight)
 
 
+def test_alpha_table_in_the_readme_comes_from_saved_runs():
+    runs = json.loads((RESULTS / "alpha.json").read_text("utf-8"))["runs"]
+    assert len(runs) >= 3
+    for alpha, run in runs.items():
+        sft = [row["loss"] for row in run["sft"]]
+        dpo_losses = [row["loss/preference"] for row in run["history"]]
+        row = f"| {alpha} | {sum(sft[:5]) / 5:.2f} → {sum(sft[-5:]) / 5:.2f} | {sum(dpo_losses[-10:]) / 10:.3f} "
+        row += f"| {run['margin']:.2f} | {run['ended']['warmup']:.0%} → {run['ended']['dpo']:.0%} |"
+        assert row in README
+    chosen = dpo.RECOMMENDED["microsoft/DialoGPT-small"]
+    assert f"{chosen['lora_alpha']:g}" in runs
+    assert all(run["config"]["lora_r"] == chosen["lora_r"] for run in runs.values())
+
+
 def test_readme_has_both_commands_and_the_top_level_it_shows():
     for command in (
         "pip install -r requirements.txt -c tests/constraints.txt && python dpo_helpers.py "

@@ -179,7 +179,7 @@ def test_one_process_holds_a_folder_at_a_time(small_config, tmp_path):
 def test_pairs_that_cannot_be_learned_from_are_refused_before_a_folder_is_made(small_config, tmp_path):
     rows = dpo.build_pairs(60).to_list()
     rows[4]["rejected"] = rows[4]["chosen"]
-    with pytest.raises(dpo.HelperError, match="5 行目など計 1 行"):
+    with pytest.raises(dpo.HelperError, match="5 件目（計 1 件"):
         dpo.train(small_config(output_dir=tmp_path / "out"), rows)
     assert not (tmp_path / "out").exists()
 
@@ -217,3 +217,15 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
     assert dpo.last_checkpoint(tmp_path).name == "checkpoint-50"
     assert dpo.last_checkpoint(tmp_path / "none") is None
+
+
+def test_lengths_the_model_cannot_take_are_refused_in_one_sentence(small_config, small_run):
+    with pytest.raises(dpo.HelperError, match="max_length が 512 です。このモデルの上限 256 以下"):
+        dpo.load_model(small_config(max_length=512))
+    with pytest.raises(dpo.HelperError, match="上限の 128 に達します"):
+        dpo.generate_response("とても長い質問です。" * 60, small_run.model, small_run.tokenizer)
+
+
+def test_a_run_that_ended_in_nan_is_not_blamed_on_the_data(small_run):
+    verdict, reason = dpo.judge(small_run.metrics | {"final_loss": math.nan})
+    assert verdict == "信号なし" and "NaN" in reason

@@ -1209,6 +1209,12 @@ def _supervised(model, tokenizer, data, config: Config, watch) -> None:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        _to_full_precision(trainer)
+
+
+def _to_full_precision(trainer) -> None:
+    """Accelerate が forward に付けた bf16・fp16 の包みを外し、保存したモデルと同じ float32 で採点します。"""
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
 def prepare_pairs(config: Config):
@@ -1278,6 +1284,7 @@ def _preference_tune(model, tokenizer, train_pairs, config: Config, folder: Path
         first_step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        _to_full_precision(trainer)
     seconds = time.perf_counter() - started
     steps = trainer.state.global_step - first_step
     pairs_seen = min(steps * config.effective_batch_size, round(len(train_pairs) * config.num_train_epochs))

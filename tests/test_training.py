@@ -229,3 +229,16 @@ def test_lengths_the_model_cannot_take_are_refused_in_one_sentence(small_config,
 def test_a_run_that_ended_in_nan_is_not_blamed_on_the_data(small_run):
     verdict, reason = dpo.judge(small_run.metrics | {"final_loss": math.nan})
     assert verdict == "信号なし" and "NaN" in reason
+
+
+def test_after_mixed_precision_training_the_model_scores_like_the_saved_one(small_config, monkeypatch):
+    """GPU での bf16 の学習を、CPU の bf16 で確かめます。"""
+    common = dpo._common_args
+    monkeypatch.setattr(dpo, "choose_precision", lambda: ("bf16", "テスト"))
+    monkeypatch.setattr(dpo, "_common_args", lambda *args, **options: common(*args, **options) | {"use_cpu": True})
+    run = dpo.train(small_config())
+    dpo.evaluate_run(run)
+    saved = dpo.load_run(dpo.save_run(run))
+    texts = run.eval_pairs["prompt"], run.eval_pairs["chosen"]
+    before, after = (dpo.answer_logps(each.model, each.tokenizer, *texts)[0] for each in (run, saved))
+    assert after == pytest.approx(before, abs=1e-3)

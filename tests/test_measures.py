@@ -40,9 +40,11 @@ def test_bootstrap_interval_covers_the_mean_and_narrows():
 
 @pytest.mark.parametrize(
     ("interval", "train", "expected"),
-    [((0.72, 0.85), 0.9, "学習した"), ((0.45, 0.6), 0.95, "暗記した"), ((0.45, 0.6), 0.55, "信号なし")],
+    [((0.72, 0.85), 0.9, "学習した"), ((0.45, 0.6), 0.95, "暗記した"), ((0.45, 0.6), 0.55, "信号なし"),
+     ((0.1, 0.3), 0.2, "信号なし")],
 )
 def test_verdict_follows_its_stated_rules(interval, train, expected):
-    metrics = {"accuracy_interval": interval, "accuracy_train": train, "accuracy_after": 0.6, "eval_pairs": 150}
+    metrics = {"accuracy_interval": interval, "accuracy_train": train, "accuracy_after": 0.6, "eval_pairs": 150,
+               "final_loss": 0.3, "margin_after": 1.0}  # fmt: skip
     verdict, reason = dpo.judge(metrics)
     assert verdict == expected and reason.endswith("。") and "150" in reason

@@ -1416,9 +1416,11 @@ def status_text(status: dict) -> str:
 def live_picture(config: Config):
     """ノートブックの一か所に、学習の経過の図と一行の進み具合を描き直し続ける watch を作ります。
 
-    描く時間が全体の 1 割を超えないように、間を空けて描きます。
+    描く時間が全体の 2 割を超えないように、間を空けて描きます。
     """
-    from IPython.display import HTML, display
+    import io
+
+    from IPython.display import HTML, Image, display
 
     shown, due = {}, 0.0
 
@@ -1431,13 +1433,15 @@ def live_picture(config: Config):
         advice = "".join(f"\n⚠ {text}" for text in status.get("advice", []))
         parts = {"line": HTML(f"<pre>{line}{advice}</pre>")}
         if phase == "DPO":
-            parts = {"picture": _history_figure(history, config.effective_batch_size, status["steps"])} | parts
+            png = io.BytesIO()
+            _history_figure(history, config.effective_batch_size, status["steps"]).savefig(png, dpi=80)
+            parts = {"picture": Image(png.getvalue())} | parts
         for name, content in parts.items():
             if (phase, name) in shown:
                 shown[phase, name].update(content)
             else:
                 shown[phase, name] = display(content, display_id=True)
-        due = time.perf_counter() + max(0.5, 9 * (time.perf_counter() - started))
+        due = time.perf_counter() + max(0.5, 4 * (time.perf_counter() - started))
 
     return watch
 
@@ -1821,7 +1825,8 @@ def _history_figure(history: list, batch_size: int, last_step: int | None = None
     """学習の経過を四つの図で描きます。細い線は一回の更新ごとの値、太い線は直近 50 対の平均です。"""
     from matplotlib.figure import Figure
 
-    figure, window = Figure(figsize=(10, 6), layout="constrained"), math.ceil(50 / batch_size)
+    figure, window = Figure(figsize=(10, 6)), math.ceil(50 / batch_size)
+    figure.subplots_adjust(0.05, 0.09, 0.98, 0.94, 0.14, 0.22)  # 自動の配置は、描くたびに倍の時間がかかる
     steps = [row["step"] for row in history]
 
     def line(axis, key, color, label=None, style="-"):

@@ -1706,12 +1706,6 @@ def _drift(scores):
     return (scores["logp_dpo_chosen"] - scores["logp_warmup_chosen"]) / scores["tokens_chosen"]
 
 
-def likely_mislabeled(run: Run, share: float = 0.1):
-    """学習したのにマージンが小さい、学習用の対の表です。chosen と rejected が逆の行が、ここに集まります。"""
-    table = run.scores[run.scores["split"] == "train"]
-    return table.nsmallest(math.ceil(share * len(table)), "margin")
-
-
 def judge(metrics: dict) -> tuple[str, str]:
     """(判定, 理由) を返します。
 
@@ -1768,7 +1762,10 @@ def example_pairs(pairs):
 
 
 def worst_pairs(run: Run, count: int = 20, split: str = "eval"):
-    """検証用（split="train" なら学習用）の対のうち、マージンの小さい順に count 件の表です。"""
+    """検証用（split="train" なら学習用）の対のうち、マージンの小さい順に count 件の表です。
+
+    学習用では、chosen と rejected が逆の行が、ここに集まります。
+    """
     table = run.scores[run.scores["split"] == split].nsmallest(count, "margin")
     return table[[name for name in (*PAIR_COLUMNS, "flaw", "gap_before", "gap_after", "margin") if name in table]]
 

@@ -37,7 +37,8 @@ def evaluated(offline_runs, tmp_path_factory):
 @pytest.mark.slow
 def test_flipped_labels_gather_in_the_worst_tenth_of_the_training_pairs(evaluated):
     run = evaluated(flipped(dpo.build_pairs(1000), 0.1))
-    suspects, train = dpo.likely_mislabeled(run), run.scores[run.scores["split"] == "train"]
+    train = run.scores[run.scores["split"] == "train"]
+    suspects = dpo.worst_pairs(run, math.ceil(0.1 * len(train)), "train")
     found = (suspects["flaw"] == "flipped").sum() / (train["flaw"] == "flipped").sum()
     assert len(suspects) == math.ceil(0.1 * len(train)) and found >= 0.6, found
 

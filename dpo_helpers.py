@@ -136,33 +136,87 @@ def _check_config(config: Config) -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 # 環境
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "matplotlib")
-TRL_VERSION = "1.16.0"  # Colab の既存の版のまま、依存を入れ替えずに使えることを確かめた版
+# 要るパッケージと、動くことを確かめた最も古い版です（requirements.txt と同じ）。
+PACKAGES = {"torch": "2.11", "transformers": "5.15.0", "trl": "1.16.0", "peft": "0.20.0", "datasets": "4.0.0",
+            "accelerate": "1.14.0", "matplotlib": "3.10.0"}  # fmt: skip
+RESTART = "「ランタイム」→「セッションを再起動する」を押してから、もう一度「すべてのセルを実行」を押してください。"
 
 
-def install_packages() -> list[str]:
-    """動いているカーネルに、足りないものだけを入れます。行ったことを日本語の文のリストで返します。
+def install_packages() -> str:
+    """動いているカーネルに足りないものだけを入れ、したことと、使う版の一行を返します。そろっていれば何もしません。
 
-    `pip install trl` は読み込み済みの pyarrow や datasets を入れ替え、次の import を壊すため、`--no-deps` で入れます。
-    PEFT が受け付けない古い torchao は、あるだけで LoRA の用意に失敗するため、取り除きます。
+    `pip install trl` は、読み込み済みの pyarrow や datasets を入れ替え、次の import を壊します。そこで trl は
+    `--no-deps` で、ほかに足りないものは、入っているものの版をすべて固定して入れます。PEFT が受け付けない古い
+    torchao は、あるだけで LoRA の用意に失敗するため、取り除きます。再起動でしか直らないときは、HelperError で
+    そう伝えます。
     """
-    done = []
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing == ["trl"]:
-        done.append(_pip("install", "--no-deps", f"trl=={TRL_VERSION}"))
-    elif missing:
-        raise HelperError(
-            f"{'、'.join(missing)} が入っていません。Colab では「ランタイム」→「ランタイムを接続解除して削除」のあと、"
-            "初めから実行してください。Colab 以外では requirements.txt のものを入れてください。"
-        )
-    if importlib.util.find_spec("torchao") and _version_tuple("torchao") < (0, 16):
-        done.append(_pip("uninstall", "-y", "torchao"))
+    missing, done = [name for name in PACKAGES if _installed_version(name) is None], []
+    if "torch" in missing:
+        raise HelperError("torch が入っていません。Colab で実行するか、requirements.txt のものを入れてください。")
+    if others := [name for name in missing if name != "trl"]:
+        done.append(_install_beside(others))
+    if "trl" in missing:
+        done.append(_pip("install", "--no-deps", f"trl=={PACKAGES['trl']}"))
     importlib.invalidate_caches()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 読み込むときの、利用者が何もできない通知を止める
-        for name in PACKAGES:
-            importlib.import_module(name)
-    return done or ["必要なパッケージはそろっています。"]
+    _refuse_old_or_replaced()
+    done += _remove_rejected_torchao()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 読み込むときの、利用者が何もできない通知を止める
+            for name in PACKAGES:
+                importlib.import_module(name)
+    except Exception as error:  # 版の食い違いは、ImportError のほか ValueError や AttributeError にもなる
+        raise HelperError(f"{name} を読み込めません（{type(error).__name__}: {error}）。{RESTART}") from error
+    return "\n".join([*done, "版: " + "、".join(f"{name} {_installed_version(name)}" for name in PACKAGES)])
+
+
+def _installed_version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _install_beside(packages: list[str]) -> str:
+    """入っているものの版を一つも変えずに、packages を足します。"""
+    import tempfile
+    from importlib.metadata import distributions
+
+    with tempfile.TemporaryDirectory() as folder:
+        pins = Path(folder) / "pins.txt"
+        names = sorted({each.name for each in distributions() if each.name})
+        pins.write_text("".join(f"{name}=={_installed_version(name)}\n" for name in names), "utf-8")
+        return _pip("install", *packages, "-c", str(pins))
+
+
+def _refuse_old_or_replaced() -> None:
+    """古すぎる版と、読み込んだあとで別の版に入れ替わったものを、HelperError にします。"""
+    number = lambda version: tuple(int(part) for part in re.findall(r"\d+", version)[:2])  # noqa: E731
+    for name, oldest in PACKAGES.items():
+        if number(_installed_version(name)) < number(oldest):
+            raise HelperError(
+                f"{name} が {_installed_version(name)} です。{oldest} 以上が要ります。Colab では「ランタイムを接続解除"
+                "して削除」のあと、最新のランタイムのバージョンで、ほかでは requirements.txt のものを入れて、初めから"
+                "実行してください。"
+            )
+    loaded = [name for name in (*PACKAGES, "numpy", "pandas", "pyarrow", "torchao") if name in sys.modules]
+    if replaced := [name for name in loaded if sys.modules[name].__version__ != _installed_version(name)]:
+        raise HelperError(f"{'、'.join(replaced)} が、読み込んだあとで別の版に入れ替わっています。{RESTART}")
+
+
+def _remove_rejected_torchao() -> list[str]:
+    from peft.import_utils import is_torchao_available
+
+    try:
+        is_torchao_available()
+    except ImportError:
+        done = _pip("uninstall", "-y", "torchao")
+        if "torchao" in sys.modules:
+            raise HelperError(f"PEFT と合わない torchao を取り除きました。{RESTART}") from None
+        return [f"{done}（この版の torchao は、PEFT が受け付けません）"]
+    return []
 
 
 def _pip(*args: str) -> str:
@@ -170,14 +224,9 @@ def _pip(*args: str) -> str:
 
     result = subprocess.run([sys.executable, "-m", "pip", *args, "-q"], capture_output=True, text=True)
     if result.returncode != 0:
-        raise HelperError(f"pip {' '.join(args)} に失敗しました: {result.stderr.strip()[-300:]}")
+        reason = (result.stderr.strip() or result.stdout.strip())[-300:]
+        raise HelperError(f"pip {' '.join(args)} に失敗しました（ネットワークを確かめてください）: {reason}")
     return f"pip {' '.join(args)} を実行しました。"
-
-
-def _version_tuple(package: str) -> tuple[int, ...]:
-    from importlib.metadata import version
-
-    return tuple(int(part) for part in re.findall(r"\d+", version(package))[:2])
 
 
 def choose_precision() -> tuple[str, str]:
@@ -211,22 +260,34 @@ def describe_runtime() -> dict:
 
 
 def runtime_text(runtime: dict) -> str:
-    """`describe_runtime` の結果を、人が読む数行にします。"""
+    """`describe_runtime` の結果を、人が読む二行にします。"""
     memory = f"（メモリ {runtime['gpu_memory_gb']} GB）" if runtime["gpu"] else f"（{runtime['cpu_cores']} コア）"
     return (
         f"装置: {runtime['gpu'] or 'CPU'}{memory}\n"
-        f"計算の精度: {runtime['precision']}（{runtime['precision_reason']}）\n"
-        f"版: Python {runtime['python']}、{'、'.join(f'{name} {runtime[name]}' for name in PACKAGES)}"
+        f"計算の精度: {runtime['precision']}（{runtime['precision_reason']}）"
     )
 
 
-def fit_to_device(config: Config) -> Config:
-    """GPU がなく、offline-tiny でもなければ、生成したデータを、CPU で数分で終わる試運転の大きさにします。"""
+TRIAL_PAIRS = 60
+
+
+def trial_note(config: Config) -> str:
+    """ノートブックで試運転にするとき（GPU がなく、offline-tiny でもないとき）の注意の一文です。ほかは空です。"""
     import torch
 
-    if torch.cuda.is_available() or config.base_model == OFFLINE_TINY or config.dataset != "builtin":
-        return config
-    return replace(config, num_pairs=min(config.num_pairs, 60), sft_epochs=1.0, num_train_epochs=1.0)
+    if torch.cuda.is_available() or config.base_model == OFFLINE_TINY:
+        return ""
+    return f"試運転（GPU がないため、{TRIAL_PAIRS} 対まで）: 成績は参考になりません"
+
+
+def fit_to_device(config: Config, pairs):
+    """試運転なら、CPU で数分で終わる (設定, 対) にします。そうでなければ、そのまま返します。"""
+    if not trial_note(config):
+        return config, pairs
+    config = replace(config, num_pairs=min(config.num_pairs, TRIAL_PAIRS), sft_epochs=1.0, num_train_epochs=1.0)
+    if config.dataset == "builtin":
+        return config, prepare_pairs(config)
+    return config, pairs.select(range(min(TRIAL_PAIRS, len(pairs))))
 
 
 @contextlib.contextmanager
@@ -1149,12 +1210,12 @@ class Run:
     lock: object = None
 
 
-def train(config: Config, pairs=None, watch=None, base=None, report=None) -> Run:
+def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=None) -> Run:
     """SFT で下地を作り、DPO で学習して、結果を `Run` で返します。途中で切れた実行は、同じ設定で呼べば続きから進みます。
 
     pairs を省くと config.dataset を使います。watch(status, history) は更新のたびに呼ばれます（`progress_bar` 参照）。
-    base は `load_model` の返り値で、読み込み済みなら渡します。report には、データの注意を一文ずつ渡します。
-    終わっている実行なら、保存した結果を返します。
+    base は `load_model` の返り値で、読み込み済みなら渡します。report には、データなどの注意を一文ずつ渡します。
+    drive は途中経過を写すフォルダ（`connect_drive`）です。終わっている実行なら、保存した結果を返します。
     使えない設定・データ・モデル・フォルダは HelperError で、そのときフォルダは作られません。
     """
     started, config = time.perf_counter(), config.resolved()
@@ -1176,7 +1237,9 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None) -> Run
         _save_whole(folder / "base", base.save_pretrained, tokenizer.save_pretrained)
         base, tokenizer = load_model(config)  # 続きから始めたときと同じ重みで進む
     model = _warm_up(base, tokenizer, train_pairs, config, folder, watch)
-    history, timing = _preference_tune(model, tokenizer, train_pairs, config, folder, watch)
+    keep = _drive_keeper(folder, drive, report)
+    keep(folder, "start")
+    history, timing = _preference_tune(model, tokenizer, train_pairs, config, folder, watch, keep)
     timing["total_seconds"] = time.perf_counter() - started
     return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, lock=lock)
 
@@ -1253,7 +1316,7 @@ def _warm_up(base, tokenizer, train_pairs, config: Config, folder: Path, watch):
     return model
 
 
-def _preference_tune(model, tokenizer, train_pairs, config: Config, folder: Path, watch) -> tuple[list, dict]:
+def _preference_tune(model, tokenizer, train_pairs, config: Config, folder: Path, watch, keep) -> tuple[list, dict]:
     """DPO で学習し、(ログの行, 秒数など) を返します。損失は論文の式 (7)、計算は TRL の DPOTrainer です。
 
     参照モデルは学習前のアダプタの写し（ref）で、その対数確率は最初に一度だけ計算します。
@@ -1279,7 +1342,7 @@ def _preference_tune(model, tokenizer, train_pairs, config: Config, folder: Path
         )
         trainer.remove_callback(PrinterCallback)
         split = partial(_split_loss, config=config, data=trainer.train_dataset)
-        trainer.add_callback(_watcher(watch, "DPO", config.effective_batch_size, peak, split))
+        trainer.add_callback(_watcher(watch, "DPO", config.effective_batch_size, peak, split, keep))
         checkpoint = last_checkpoint(folder / "checkpoints")
         first_step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
         started = time.perf_counter()
@@ -1323,15 +1386,21 @@ def _shuffled(pairs, seed: int):
 
 def last_checkpoint(folder: Path) -> Path | None:
     """書き終わった最後のチェックポイントを返します。最後に書かれる trainer_state.json が読めるものだけを数えます。"""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True):
+    for path in _checkpoints(folder):
         with contextlib.suppress(OSError, ValueError):
             json.loads((path / "trainer_state.json").read_text())
             return path
     return None
 
 
-def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None):
-    """一回の更新ごとに、進み具合を watch に渡すコールバックを作ります。"""
+def _checkpoints(folder: Path) -> list[Path]:
+    """新しい順の、checkpoint-<回数> のフォルダです。"""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
+    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+
+
+def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None, keep=None):
+    """更新ごとに進み具合を watch に、書き終えたチェックポイントを keep に渡すコールバックを作ります。"""
     from transformers import TrainerCallback
 
     class Watcher(TrainerCallback):
@@ -1356,6 +1425,11 @@ def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None):
                 "seconds_left": (state.max_steps - state.global_step) / rate,
                 "advice": diagnose(rows, batch_size, state.max_steps) if phase == "DPO" else [],
             }, rows)  # fmt: skip
+
+        def on_save(self, args, state, control, **kwargs):
+            if keep:
+                name = f"checkpoint-{state.global_step}"
+                keep(Path(args.output_dir) / name, name)
 
     return Watcher()
 
@@ -1737,10 +1811,10 @@ COLUMN_NAMES = {
 }  # fmt: skip
 
 
-def show_table(table):
+def show_table(table, note: str = ""):
     """表を、折り返しと左ぞろえで表示するための形（`pandas` の Styler）にします。中の HTML は文字のまま表示します。
 
-    COLUMN_NAMES にある列は日本語の名前にし、質問の前後の決まり文句を省きます。
+    COLUMN_NAMES にある列は日本語の名前にし、質問の前後の決まり文句を省きます。note は、表の上に置く注意です。
     """
     table = table.copy()
     if "prompt" in table:
@@ -1750,7 +1824,7 @@ def show_table(table):
     cells = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
     heads = [{"selector": "th", "props": [("text-align", "left")]}]
     styled = table.rename(columns=COLUMN_NAMES).style.format(escape="html", precision=3, thousands=",")
-    return styled.set_properties(**cells).set_table_styles(heads).hide()
+    return styled.set_properties(**cells).set_table_styles(heads).set_caption(note).hide()
 
 
 def example_pairs(pairs):
@@ -1991,7 +2065,8 @@ def save_run(run: Run, folder=None) -> Path:
     _save_text(folder / "environment.json", json.dumps(describe_runtime(), ensure_ascii=False, indent=2))
     plot_history(run).savefig(folder / "history.png", dpi=120)
     plot_margins(run).savefig(folder / "margins.png", dpi=120)
-    _save_text(folder / "README.md", model_card(run, folder))
+    base = f"{folder}/base" if run.config.base_model == OFFLINE_TINY else run.config.base_model
+    _save_text(folder / "README.md", model_card(run, base, f"{folder}/adapter"))
     _save_text(folder / "metrics.json", json.dumps(run.metrics, ensure_ascii=False, indent=2))
     return folder
 
@@ -2050,10 +2125,9 @@ def summary_table(metrics: dict) -> str:
     return "| 指標 | 値 |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
-def model_card(run: Run, folder: Path) -> str:
-    """保存したフォルダの README.md の中身です。"""
+def model_card(run: Run, base: str, adapter: str) -> str:
+    """説明書（モデルカード）です。base と adapter は、元のモデルとアダプタを読むときの名前かパスです。"""
     config, metrics = run.config, run.metrics
-    base = f"{folder}/base" if config.base_model == OFFLINE_TINY else config.base_model
     return f"""---
 library_name: peft
 base_model: {base}
@@ -2075,70 +2149,198 @@ language: ja
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{folder}/adapter")
-tokenizer = AutoTokenizer.from_pretrained("{folder}/adapter")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{adapter}")
+tokenizer = AutoTokenizer.from_pretrained("{adapter}")
 ```
 
-質問は `"質問: …\\n回答:"` の形で渡します。学習の設定は config.json、環境は environment.json にあります。
+質問は `"質問: …\\n回答:"` の形で渡します。
 """
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Google Drive（Colab だけ）
+# Google Drive と Hub（Colab の外では、Drive は使いません）
+#
+# Drive のファイルは、遅れて現れたり、中身が 0 バイトのまま残ったりします。そこで、学習はこのマシンの中で行い、
+# できたものを仮の名前で写し、読み返して比べ、名前を変え、最後に DONE（全ファイルの大きさと SHA-256）を書きます。
+
+DRIVE = Path("/content/drive")
 
 
 def connect_drive(folder: str = "dpo_runs") -> tuple[Path | None, str]:
     """Google Drive をつなぎ、(結果を置くフォルダ, 説明) を返します。つながらなければ、フォルダは None です。"""
-    local = "結果は、このマシンに保存し、一つの zip にまとめます。"
+    local = "学習はこのまま進み、結果は一つの zip にまとめます。"
     if "COLAB_RELEASE_TAG" not in os.environ:
         return None, f"Colab ではないので、Google Drive は使いません。{local}"
-    from google.colab import drive
-
     try:
-        drive.mount("/content/drive")
-    except Exception as error:  # 許可の拒否は MessageError、時間切れは ValueError など、型が公開されていない
-        return None, f"Google Drive につながりませんでした（{type(error).__name__}）。{local}"
-    if not Path("/content/drive/MyDrive").is_dir():
-        return None, f"この環境では Google Drive を使えません。{local}"
-    return Path("/content/drive/MyDrive") / folder, f"結果は、Google Drive の「マイドライブ/{folder}」に保存します。"
+        from google.colab import drive
+
+        drive.mount(str(DRIVE))
+        (DRIVE / "MyDrive" / folder).mkdir(exist_ok=True)
+    except Exception as error:  # 拒否は MessageError、時間切れは ValueError か pexpect の TIMEOUT など、共通の型がない
+        return None, f"Google Drive につながりませんでした（{type(error).__name__}: {error}）。{local}"
+    return DRIVE / "MyDrive" / folder, f"途中経過と結果は、Google Drive の「マイドライブ/{folder}」にも保存します。"
 
 
-def keep_run(folder: Path, drive: Path | None) -> str:
-    """結果のフォルダを Google Drive に写す（drive が None か、写せなければ zip にする）と、その説明を返します。"""
+def _fingerprint(folder: Path) -> dict[str, list]:
+    """フォルダの全ファイル（チェックポイントと仮のものを除く）の {相対パス: [バイト数, SHA-256]} です。"""
+    marks = {}
+    for path in sorted(filter(Path.is_file, folder.rglob("*"))):
+        name = path.relative_to(folder).as_posix()
+        if path.name not in ("DONE", ".lock") and not name.startswith("checkpoints/") and ".tmp" not in name:
+            with path.open("rb") as file:
+                marks[name] = [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+    return marks
+
+
+def _copy(source: Path, target: Path) -> None:
+    """フォルダを写します。途中で失敗するか、読み返した中身が違えば OSError で、target は前のまま残ります。"""
+    draft, marks = target.with_name(f"{target.name}.tmp"), _fingerprint(source)
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        for part in sorted({parent for name in marks for parent in Path(name).parents}):
+            (draft / part).mkdir()  # 親は作らない: Drive が外れたあとの、このマシンのただのフォルダに写さないため
+        for name in marks:
+            shutil.copyfile(source / name, draft / name)
+        if _fingerprint(draft) != marks:
+            raise OSError("読み返すと、元と違う中身でした")
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        (target / "DONE").write_text(json.dumps(marks), "utf-8")
+        os.sync()
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    """`_copy` が写し終え、中身がすべてそのまま残っているフォルダかどうかです。"""
+    try:
+        return json.loads((folder / "DONE").read_text("utf-8")) == _fingerprint(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _drive_keeper(folder: Path, drive: Path | None, report):
+    """実行の一部を Drive の `<実行の名前>.partial` に写す keep(フォルダ, 名前) を作ります。
+
+    チェックポイントは新しい二つだけ残します。写せなければ一度だけ知らせて、あとは写しません。学習は続けます。
+    """
+    partial = drive / f"{folder.name}.partial" if drive else None
+
+    def keep(part: Path, name: str) -> None:
+        nonlocal partial
+        if partial is None or _is_whole(partial / name):
+            return
+        try:
+            partial.mkdir(exist_ok=True)
+            _copy(part, partial / name)
+            for old in _checkpoints(partial)[2:]:
+                shutil.rmtree(old)
+        except OSError as error:
+            partial = None
+            if report:
+                report(f"Google Drive に途中経過を保存できなくなりました（{error}）。学習は、このマシンで続けます。")
+
+    return keep
+
+
+def restore_run(config: Config, pairs, drive: Path | None) -> str:
+    """別のマシンで始めた、同じ設定とデータの実行を Drive から config.output_dir に戻し、説明を返します。
+
+    壊れたチェックポイントは飛ばし、その前のものを使います。Drive に設定かデータの違う実行があれば HelperError です。
+    """
+    folder = Path(config.output_dir)
+    if drive is None or folder.exists():
+        return ""
+    finished, partial = drive / folder.name, drive / f"{folder.name}.partial"
+    source = next((each for each in (finished, partial / "start") if _is_whole(each)), None)
+    if source is None:
+        return "Google Drive の途中の実行は壊れているので、初めから学習します。" if partial.exists() else ""
+    _check_folder(source, _identity(config, pairs))
+    checkpoint = None if source == finished else next(filter(_is_whole, _checkpoints(partial)), None)
+    draft = folder.with_name(f"{folder.name}.restoring")
+    try:
+        draft.parent.mkdir(parents=True, exist_ok=True)
+        _copy(source, draft)
+        if checkpoint:
+            (draft / "checkpoints").mkdir()
+            _copy(checkpoint, draft / "checkpoints" / checkpoint.name)
+        draft.rename(folder)
+    except OSError as error:
+        return f"Google Drive の実行を戻せませんでした（{error}）。初めから学習します。"
+    if source == finished:
+        return "Google Drive に、終わった実行がありました。戻して、保存した結果を使います。"
+    step = checkpoint.name.partition("-")[2] if checkpoint else "0"
+    return f"Google Drive に、途中の実行がありました。DPO の {step} 回目の更新のあとから続けます。"
+
+
+def keep_run(folder: Path, drive: Path | None) -> tuple[bool, str]:
+    """結果のフォルダを Drive に写し（写せなければ zip にし）、(Drive に残ったかどうか, 説明) を返します。"""
     reason = ""
     if drive:
         try:
-            return f"Google Drive に保存し、読み返して確かめました: {_copy_run(folder, drive)}"
+            _copy(folder, drive / folder.name)
+            shutil.rmtree(drive / f"{folder.name}.partial", ignore_errors=True)  # 途中経過は、もう要らない
+            return True, f"Google Drive に保存し、読み返して確かめました: {drive / folder.name}"
         except OSError as error:
             reason = f"Google Drive に保存できませんでした（{error}）。"
     shutil.make_archive(str(folder), "zip", root_dir=folder.parent, base_dir=folder.name)
-    return f"{reason}{folder}.zip にまとめました。Colab では、左のファイル一覧からダウンロードしてください。"
+    return False, f"{reason}{folder}.zip にまとめました。Colab では、左のファイル一覧からダウンロードしてください。"
 
 
-def _copy_run(folder: Path, parent: Path) -> Path:
-    """folder を parent の下に写します。仮の名前に写し、全ファイルを読み返して比べてから、名前を変えます。"""
-    target, draft = parent / folder.name, parent / f"{folder.name}.tmp"
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(folder, draft, ignore=shutil.ignore_patterns("checkpoints", ".lock"))
-    for copy in filter(Path.is_file, draft.rglob("*")):
-        original = folder / copy.relative_to(draft)
-        if hashlib.sha256(copy.read_bytes()).digest() != hashlib.sha256(original.read_bytes()).digest():
-            raise OSError(f"{copy} の内容が、元と一致しません")
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
-    (target / "DONE").write_text("すべてのファイルを確かめました。\n", encoding="utf-8")
-    return target
+def push_run(run: Run, repository: str, private: bool = True) -> str:
+    """アダプタとモデルカードを Hub の repository（「ユーザー名/名前」）に置き、その URL を返します。
+
+    トークンは、Colab ではシークレット HF_TOKEN、ほかではログイン済みのものを使い、どこにも書きません。
+    """
+    from huggingface_hub import HfApi
+
+    if run.config.base_model == OFFLINE_TINY:
+        raise HelperError("offline-tiny は元のモデルが Hub にないので、置けません。結果のフォルダを使ってください。")
+    api = HfApi(token=_hub_token())
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=run.folder / "adapter")
+        card = model_card(run, run.config.base_model, repository).encode()
+        api.upload_file(repo_id=repository, path_or_fileobj=card, path_in_repo="README.md")
+    except (OSError, ValueError) as error:
+        raise HelperError(
+            f"Hub の {repository} に置けませんでした（{type(error).__name__}）。「ユーザー名/名前」の形と、トークンに"
+            "書き込み（write）の権限があることを確かめてください。結果は、結果のフォルダに残っています。"
+        ) from error
+    return f"https://huggingface.co/{repository}"
 
 
-def release_gpu() -> str:
-    """Colab のマシンを返し、GPU の利用時間を止めます。Drive への書き込みは、先にすべて終わらせます。"""
+def _hub_token() -> str | None:
+    if "COLAB_RELEASE_TAG" not in os.environ:
+        return None
+    from google.colab import userdata
+
+    try:
+        return userdata.get("HF_TOKEN")
+    except Exception as error:  # 三つの例外に、共通の型がない
+        raise HelperError(
+            f"シークレット HF_TOKEN を読めません（{type(error).__name__}）。左の鍵の印で HF_TOKEN を作り、"
+            "「ノートブックからのアクセス」を入れてください。"
+        ) from error
+
+
+def release_gpu(kept: bool) -> str:
+    """Colab のマシンを返し、GPU の利用時間を止めます。結果が Drive に残っていなければ（kept が偽なら）返しません。"""
     if "COLAB_RELEASE_TAG" not in os.environ:
         return "Colab ではないので、何もしません。"
-    from google.colab import drive, runtime
+    if not kept:
+        return (
+            "結果が Google Drive にないので、マシンを返しません。zip をダウンロードしてから、「ランタイム」→"
+            "「ランタイムを接続解除して削除」を選んでください。"
+        )
+    from google.colab import drive, errors, runtime
 
-    drive.flush_and_unmount()
-    runtime.unassign()
-    return "GPU の接続を切りました。"
+    try:
+        drive.flush_and_unmount()  # Drive への書き込みを、先にすべて終わらせる
+        runtime.unassign()
+    except (NotImplementedError, ValueError, OSError, errors.Error) as error:
+        return f"マシンを返せませんでした（{error}）。「ランタイム」→「ランタイムを接続解除して削除」を選んでください。"
+    return "マシンを返しました。"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -91,18 +91,6 @@ def test_bad_use_ends_with_2_one_sentence_and_no_folder(arguments, expected, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_install_packages_does_nothing_when_all_is_there(monkeypatch):
-    monkeypatch.setattr(dpo, "_pip", lambda *args: pytest.fail(f"pip {args}"))
-    assert dpo.install_packages() == ["必要なパッケージはそろっています。"]
-
-
-def test_install_packages_takes_only_trl_and_says_so(monkeypatch):
-    find = dpo.importlib.util.find_spec
-    monkeypatch.setattr(dpo.importlib.util, "find_spec", lambda name: None if name == "trl" else find(name))
-    monkeypatch.setattr(dpo, "_pip", lambda *args: " ".join(args))
-    assert dpo.install_packages() == [f"install --no-deps trl=={dpo.TRL_VERSION}"]
-
-
 @pytest.mark.parametrize("content", ["{", "{}", '{"model_type": "gpt2"}'])
 def test_a_folder_with_a_foreign_config_is_refused(content, tmp_path):
     (tmp_path / "config.json").write_text(content)

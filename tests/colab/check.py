@@ -1,0 +1,90 @@
+"""Colab のイメージと同じ版を入れた環境で、ノートブックが、それ一つだけで最後まで動くことを確かめます。
+
+    python tests/colab/check.py
+
+requirements.txt の仮想環境に、初めから pandas を読み込んであるカーネルを用意し（Colab と同じです）、ノートブックを空の
+フォルダに一つずつ置いて、offline-tiny で実行します。google.colab は代役（standin）で、Drive への接続は断られます。
+終わったあと、環境で変わったものが trl（増える）と torchao（消える）だけでなければ、失敗です。
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from pathlib import Path
+
+import nbformat
+import papermill
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+def make_environment(folder: Path) -> Path:
+    """イメージの版をそろえた仮想環境を作り、その python のパスを返します。"""
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    for packages in (["pip==24.1.2"], ["-r", HERE / "requirements.txt"]):
+        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
+    return python
+
+
+def frozen(python: Path) -> dict[str, str]:
+    """入っているパッケージと版です。"""
+    listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], check=True, capture_output=True, text=True)
+    return {package["name"]: package["version"] for package in json.loads(listed.stdout)}
+
+
+def make_kernel(python: Path, folder: Path) -> None:
+    """Colab のように、最初のセルの前に pandas（と pyarrow）を読み込むカーネルを登録します。"""
+    kernel = folder / "kernels" / "colab"
+    kernel.mkdir(parents=True)
+    command = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    (kernel / "kernel.json").write_text(json.dumps({"argv": command, "display_name": "colab", "language": "python"}))
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00-colab.py").write_text("import pandas, pyarrow\n")
+    os.environ |= {
+        "JUPYTER_PATH": str(folder), "IPYTHONDIR": str(folder / "ipython"), "PYTHONPATH": str(HERE / "standin"),
+        "COLAB_RELEASE_TAG": "release-colab", "COLAB_STANDIN_DRIVE": "refused", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+
+
+def run_alone(notebook: Path, folder: Path) -> str:
+    """ノートブックを空の folder に写して実行し、表示された文字を返します。"""
+    folder.mkdir()
+    copy = shutil.copy(notebook, folder)
+    parameters = {"base_model": "offline-tiny"}
+    done = papermill.execute_notebook(
+        copy, folder / "out.ipynb", parameters, kernel_name="colab", cwd=folder, progress_bar=False
+    )
+    nbformat.validate(nbformat.from_dict(done))
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        python = make_environment(folder / "environment")
+        make_kernel(python, folder)
+        for notebook in sorted(ROOT.glob("*.ipynb")):
+            before, started = frozen(python), time.perf_counter()
+            text = run_alone(notebook, folder / notebook.stem)
+            after = frozen(python)
+            changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+            print(f"{notebook.name}: {time.perf_counter() - started:.0f} 秒、変わったもの: {sorted(changed)}")
+            assert changed <= {"trl", "torchao"}, "trl と torchao のほかのものが変わりました"
+            assert "trl" in after and "torchao" not in after
+            assert "Google Drive につながりませんでした（MessageError" in text and ".zip にまとめました" in text
+            subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "trl"], check=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "torchao==0.10.0"], check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,9 @@
+"""共通の例外です。"""
+
+
+class Error(Exception):
+    pass
+
+
+class RuntimeManagementError(Error):
+    pass

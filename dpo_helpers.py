@@ -152,21 +152,27 @@ def install_packages() -> str:
     """
     missing, done = [name for name in PACKAGES if _installed_version(name) is None], []
     if "torch" in missing:
-        raise HelperError("torch が入っていません。Colab で実行するか、requirements.txt のものを入れてください。")
+        raise HelperError("torch がありません。Colab で実行するか、requirements.txt のものをインストールしてください。")
     if others := [name for name in missing if name != "trl"]:
         done.append(_install_beside(others))
     if "trl" in missing:
-        done.append(_pip("install", "--no-deps", f"trl=={PACKAGES['trl']}"))
+        _pip("install", "--no-deps", f"trl=={PACKAGES['trl']}")
+        done.append(f"trl {PACKAGES['trl']} を入れました。")
     importlib.invalidate_caches()
     _refuse_old_or_replaced()
-    done += _remove_rejected_torchao()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # 読み込むときの、利用者が何もできない通知を止める
+            done += _remove_rejected_torchao()
             for name in PACKAGES:
                 importlib.import_module(name)
+    except HelperError:
+        raise
     except Exception as error:  # 版の食い違いは、ImportError のほか ValueError や AttributeError にもなる
-        raise HelperError(f"{name} を読み込めません（{type(error).__name__}: {error}）。{RESTART}") from error
+        raise HelperError(
+            f"パッケージを読み込めません（{type(error).__name__}: {error}）。{RESTART}それでも同じなら、「ランタイムを"
+            "接続解除して削除」のあと、最新のランタイムのバージョンで、初めから実行してください。"
+        ) from error
     return "\n".join([*done, "版: " + "、".join(f"{name} {_installed_version(name)}" for name in PACKAGES)])
 
 
@@ -188,7 +194,8 @@ def _install_beside(packages: list[str]) -> str:
         pins = Path(folder) / "pins.txt"
         names = sorted({each.name for each in distributions() if each.name})
         pins.write_text("".join(f"{name}=={_installed_version(name)}\n" for name in names), "utf-8")
-        return _pip("install", *packages, "-c", str(pins))
+        _pip("install", *packages, "-c", str(pins))
+    return f"{'、'.join(packages)} を入れました。"
 
 
 def _refuse_old_or_replaced() -> None:
@@ -198,8 +205,8 @@ def _refuse_old_or_replaced() -> None:
         if number(_installed_version(name)) < number(oldest):
             raise HelperError(
                 f"{name} が {_installed_version(name)} です。{oldest} 以上が要ります。Colab では「ランタイムを接続解除"
-                "して削除」のあと、最新のランタイムのバージョンで、ほかでは requirements.txt のものを入れて、初めから"
-                "実行してください。"
+                "して削除」のあと、最新のランタイムのバージョンで、ほかでは requirements.txt のものをインストールして、"
+                "初めから実行してください。"
             )
     loaded = [name for name in (*PACKAGES, "numpy", "pandas", "pyarrow", "torchao") if name in sys.modules]
     if replaced := [name for name in loaded if sys.modules[name].__version__ != _installed_version(name)]:
@@ -212,21 +219,23 @@ def _remove_rejected_torchao() -> list[str]:
     try:
         is_torchao_available()
     except ImportError:
-        done = _pip("uninstall", "-y", "torchao")
+        _pip("uninstall", "-y", "torchao")
+        done = "PEFT が対応していない版の torchao を取り除きました。"
         if "torchao" in sys.modules:
-            raise HelperError(f"PEFT と合わない torchao を取り除きました。{RESTART}") from None
-        return [f"{done}（この版の torchao は、PEFT が受け付けません）"]
+            raise HelperError(f"{done}{RESTART}") from None
+        return [done]
     return []
 
 
-def _pip(*args: str) -> str:
+def _pip(*args: str) -> None:
     import subprocess
 
     result = subprocess.run([sys.executable, "-m", "pip", *args, "-q"], capture_output=True, text=True)
     if result.returncode != 0:
         reason = (result.stderr.strip() or result.stdout.strip())[-300:]
-        raise HelperError(f"pip {' '.join(args)} に失敗しました（ネットワークを確かめてください）: {reason}")
-    return f"pip {' '.join(args)} を実行しました。"
+        raise HelperError(
+            f"pip {' '.join(args)} に失敗しました（{reason}）。ネットワークを確かめて、もう一度実行してください。"
+        )
 
 
 def choose_precision() -> tuple[str, str]:
@@ -245,8 +254,6 @@ def choose_precision() -> tuple[str, str]:
 
 def describe_runtime() -> dict:
     """実行環境（装置、GPU の名前とメモリ、精度とその理由、各パッケージの版）を辞書で返します。"""
-    from importlib.metadata import version
-
     import torch
 
     precision, reason = choose_precision()
@@ -255,17 +262,18 @@ def describe_runtime() -> dict:
         gpu = torch.cuda.get_device_properties(0)
         info = {"device": "cuda", "gpu": gpu.name, "gpu_memory_gb": round(gpu.total_memory / 2**30, 1)}
     info |= {"precision": precision, "precision_reason": reason, "cpu_cores": os.cpu_count()}
-    info |= {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}
+    info |= {"python": sys.version.split()[0]} | {name: _installed_version(name) for name in PACKAGES}
     return info
 
 
 def runtime_text(runtime: dict) -> str:
-    """`describe_runtime` の結果を、人が読む二行にします。"""
+    """`describe_runtime` の結果を、人が読む文にします。Colab で GPU がなければ、選び方も書きます。"""
     memory = f"（メモリ {runtime['gpu_memory_gb']} GB）" if runtime["gpu"] else f"（{runtime['cpu_cores']} コア）"
-    return (
-        f"装置: {runtime['gpu'] or 'CPU'}{memory}\n"
-        f"計算の精度: {runtime['precision']}（{runtime['precision_reason']}）"
-    )
+    lines = [f"装置: {runtime['gpu'] or 'CPU'}{memory}",
+             f"計算の精度: {runtime['precision']}（{runtime['precision_reason']}）"]  # fmt: skip
+    if not runtime["gpu"] and "COLAB_RELEASE_TAG" in os.environ:
+        lines.append("GPU は、「ランタイム」→「ランタイムのタイプを変更」で T4 GPU を選ぶと使えます。")
+    return "\n".join(lines)
 
 
 TRIAL_PAIRS = 60
@@ -280,14 +288,12 @@ def trial_note(config: Config) -> str:
     return f"試運転（GPU がないため、{TRIAL_PAIRS} 対まで）: 成績は参考になりません"
 
 
-def fit_to_device(config: Config, pairs):
-    """試運転なら、CPU で数分で終わる (設定, 対) にします。そうでなければ、そのまま返します。"""
+def fit_to_device(config: Config) -> Config:
+    """試運転なら、CPU で数分で終わる設定にします。そうでなければ、そのまま返します。"""
     if not trial_note(config):
-        return config, pairs
-    config = replace(config, num_pairs=min(config.num_pairs, TRIAL_PAIRS), sft_epochs=1.0, num_train_epochs=1.0)
-    if config.dataset == "builtin":
-        return config, prepare_pairs(config)
-    return config, pairs.select(range(min(TRIAL_PAIRS, len(pairs))))
+        return config
+    sft_epochs, epochs = min(1.0, config.resolved().sft_epochs), min(1.0, config.num_train_epochs)
+    return replace(config, num_pairs=min(config.num_pairs, TRIAL_PAIRS), sft_epochs=sft_epochs, num_train_epochs=epochs)
 
 
 @contextlib.contextmanager
@@ -673,7 +679,10 @@ def _hub_rows(source: str):
 
 def _file_rows(path: Path, kind: str):
     if not path.is_file():
-        raise HelperError(f"データのファイル {path} がありません。パスを確かめてください。")
+        raise HelperError(
+            f"データのファイル {path} がありません。パスを確かめてください（Colab に直接アップロードしたファイルは、"
+            "接続が切れると消えます。もう一度アップロードするか、Google Drive に置いてください）。"
+        )
     if path.stat().st_size == 0:
         raise HelperError(f"データのファイル {path} が空です。対を一行に一つずつ入れてください。")
     try:
@@ -1215,7 +1224,7 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=
 
     pairs を省くと config.dataset を使います。watch(status, history) は更新のたびに呼ばれます（`progress_bar` 参照）。
     base は `load_model` の返り値で、読み込み済みなら渡します。report には、データなどの注意を一文ずつ渡します。
-    drive は途中経過を写すフォルダ（`connect_drive`）です。終わっている実行なら、保存した結果を返します。
+    drive は途中経過をコピーするフォルダ（`connect_drive`）です。終わっている実行なら、保存した結果を返します。
     使えない設定・データ・モデル・フォルダは HelperError で、そのときフォルダは作られません。
     """
     started, config = time.perf_counter(), config.resolved()
@@ -1223,7 +1232,11 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=
     train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
     folder = Path(config.output_dir)
     if is_finished(config, pairs):
-        return load_run(folder)
+        if report:
+            report("この設定の学習は終わっているので、保存した結果を使います。")
+        run = load_run(folder)
+        _show_end(watch, run.history, config, run.timing)
+        return run
     if base is None or hasattr(base[0], "peft_config"):  # 止めた学習のあとの base は、もう LoRA を含んでいる
         base = load_model(config, watch)
     base, tokenizer = base
@@ -1241,6 +1254,8 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=
     keep(folder, "start")
     history, timing = _preference_tune(model, tokenizer, train_pairs, config, folder, watch, keep)
     timing["total_seconds"] = time.perf_counter() - started
+    if timing["resumed_from_step"] == history[-1]["step"]:  # 更新は、前にすべて終わっていた
+        _show_end(watch, history, config, timing)
     return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, lock=lock)
 
 
@@ -1280,11 +1295,14 @@ def _to_full_precision(trainer) -> None:
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
-def prepare_pairs(config: Config):
-    """config.dataset の指す選好対を返します。"""
+def prepare_pairs(config: Config, most: int | None = None):
+    """config.dataset の指す選好対を返します。most を超える分は、残す対を乱数で選んで除きます。"""
     if config.dataset == "builtin":
         return build_pairs(config.num_pairs, config.data_seed, config.eval_fraction)
-    return load_pairs(config.dataset)
+    pairs = load_pairs(config.dataset)
+    if most is None or len(pairs) <= most:
+        return pairs
+    return pairs.shuffle(seed=config.data_seed).select(range(most))
 
 
 def _warm_up(base, tokenizer, train_pairs, config: Config, folder: Path, watch):
@@ -1344,7 +1362,9 @@ def _preference_tune(model, tokenizer, train_pairs, config: Config, folder: Path
         split = partial(_split_loss, config=config, data=trainer.train_dataset)
         trainer.add_callback(_watcher(watch, "DPO", config.effective_batch_size, peak, split, keep))
         checkpoint = last_checkpoint(folder / "checkpoints")
-        first_step = int(checkpoint.name.split("-")[1]) if checkpoint else 0
+        if checkpoint and not args["fp16"]:  # T4 などの fp16 で始めた実行を、ほかの精度で続けるとき
+            (checkpoint / "scaler.pt").unlink(missing_ok=True)
+        first_step = _step(checkpoint) if checkpoint else 0
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _to_full_precision(trainer)
@@ -1395,8 +1415,11 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """新しい順の、checkpoint-<回数> のフォルダです。"""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.partition("-")[2].isdigit()]
-    return sorted(found, key=lambda path: int(path.name.partition("-")[2]), reverse=True)
+    return sorted((path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()), key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
 
 
 def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None, keep=None):
@@ -1417,14 +1440,7 @@ def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None, keep=N
                 return
             rows = [row for row in state.log_history if "loss" in row]
             rate = (state.global_step - self.first) / (time.perf_counter() - self.started)
-            watch({
-                "phase": phase, "step": state.global_step, "steps": state.max_steps,
-                "loss": recent(rows, "loss/preference" if phase == "DPO" else "loss", batch_size),
-                "accuracy": recent(rows, "rewards/accuracies", batch_size), "memory_gb": peak["peak_memory_gb"],
-                "margin": recent(rows, "rewards/margins", batch_size), "pairs_per_second": rate * batch_size,
-                "seconds_left": (state.max_steps - state.global_step) / rate,
-                "advice": diagnose(rows, batch_size, state.max_steps) if phase == "DPO" else [],
-            }, rows)  # fmt: skip
+            watch(_status(phase, rows, batch_size, state.max_steps, rate, peak["peak_memory_gb"]), rows)
 
         def on_save(self, args, state, control, **kwargs):
             if keep:
@@ -1432,6 +1448,26 @@ def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None, keep=N
                 keep(Path(args.output_dir) / name, name)
 
     return Watcher()
+
+
+def _status(phase: str, history: list, batch_size: int, steps: int, rate: float, memory_gb: float) -> dict:
+    """watch に渡す、今の進み具合です。rate は一秒あたりの更新の回数です。"""
+    return {
+        "phase": phase, "step": history[-1]["step"], "steps": steps,
+        "loss": recent(history, "loss/preference" if phase == "DPO" else "loss", batch_size),
+        "accuracy": recent(history, "rewards/accuracies", batch_size), "memory_gb": memory_gb,
+        "margin": recent(history, "rewards/margins", batch_size), "pairs_per_second": rate * batch_size,
+        "seconds_left": (steps - history[-1]["step"]) / rate,
+        "advice": diagnose(history, batch_size, steps) if phase == "DPO" else [],
+    }  # fmt: skip
+
+
+def _show_end(watch, history: list, config: Config, timing: dict) -> None:
+    """今回は更新がなかったときに、学習の終わりの様子を watch に一度だけ渡します。"""
+    if watch:
+        batch_size, steps = config.effective_batch_size, history[-1]["step"]
+        rate = timing["pairs_per_second"] / batch_size or 1.0
+        watch(_status("DPO", history, batch_size, steps, rate, timing["peak_memory_gb"]), history)
 
 
 def recent(history: list, key: str, batch_size: int, pairs: int = 50) -> float:
@@ -1963,10 +1999,13 @@ def plot_margins(run: Run):
 # 保存と読み込み: 何でも仮の名前に書いてから名前を変えるので、途中で切れても書きかけは残りません。
 
 
+_NOT_HASHED = ("output_dir", "dataset")  # データは、名前ではなく中身で見分ける
+
+
 def _identity(config: Config, pairs) -> str:
-    """結果を左右するもの（出力先を除く設定と、データの中身）のハッシュです。"""
+    """結果を左右するもの（設定と、データの中身）のハッシュです。"""
     settings = asdict(config.resolved())
-    settings = {k: float(v) if isinstance(v, int) else v for k, v in settings.items() if k != "output_dir"}
+    settings = {k: float(v) if isinstance(v, int) else v for k, v in settings.items() if k not in _NOT_HASHED}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted({"prompt", "chosen", "rejected", "concept"} & set(pairs.column_names)):
         digest.update(json.dumps(list(pairs[name]), ensure_ascii=False).encode("utf-8", "surrogatepass"))
@@ -2045,17 +2084,13 @@ def save_run(run: Run, folder=None) -> Path:
 
     もう保存が終わっているフォルダは、書き直しません。
     """
-    folder = Path(folder or run.folder)
-    if (folder / "metrics.json").is_file() and folder.resolve() == run.folder.resolve():
+    if folder and Path(folder).resolve() != run.folder.resolve():
+        Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        _copy(save_run(run), Path(folder))
+        return Path(folder)
+    folder = run.folder
+    if (folder / "metrics.json").is_file():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.resolve() != run.folder.resolve():
-        for name in ("config.json", "base", "warmup"):
-            source, copy = run.folder / name, folder / name
-            if source.is_dir():
-                shutil.copytree(source, copy, dirs_exist_ok=True)
-            elif source.exists():
-                shutil.copy2(source, copy)
     save_adapter = partial(run.model.save_pretrained, selected_adapters=["default"])
     _save_whole(folder / "adapter", save_adapter, run.tokenizer.save_pretrained)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT の空のひな形。説明書は上のフォルダに置く
@@ -2105,7 +2140,7 @@ def summary_table(metrics: dict) -> str:
     """結果の表（Markdown）です。"""
     low, high = metrics["accuracy_interval"]
     resumed = f"（{metrics['resumed_from_step']} 回目からの再開後）" if metrics["resumed_from_step"] else ""
-    few = [("注意", f"学習用が {metrics['train_pairs']} 対だけの試運転です。成績は参考になりません")]
+    few = [("注意", f"学習用が {metrics['train_pairs']} 対だけなので、成績は参考になりません")]
     rows = (few if metrics["train_pairs"] < 200 else []) + [
         ("最初の損失（ln 2 = 0.693 が正常）", f"{metrics['first_loss']:.3f}"),
         ("最後の損失（最後の 25 回の平均）", f"{metrics['final_loss']:.3f}"),
@@ -2161,13 +2196,14 @@ tokenizer = AutoTokenizer.from_pretrained("{adapter}")
 # Google Drive と Hub（Colab の外では、Drive は使いません）
 #
 # Drive のファイルは、遅れて現れたり、中身が 0 バイトのまま残ったりします。そこで、学習はこのマシンの中で行い、
-# できたものを仮の名前で写し、読み返して比べ、名前を変え、最後に DONE（全ファイルの大きさと SHA-256）を書きます。
+# できたものを仮の名前でコピーし、読み返して比べ、名前を変え、最後に DONE（全ファイルの大きさと SHA-256）を書きます。
 
 DRIVE = Path("/content/drive")
+DRIVE_FOLDER = "dpo_runs"
 
 
-def connect_drive(folder: str = "dpo_runs") -> tuple[Path | None, str]:
-    """Google Drive をつなぎ、(結果を置くフォルダ, 説明) を返します。つながらなければ、フォルダは None です。"""
+def connect_drive() -> tuple[Path | None, str]:
+    """Google Drive に接続し、(結果を置くフォルダ, 説明) を返します。接続できなければ、フォルダは None です。"""
     local = "学習はこのまま進み、結果は一つの zip にまとめます。"
     if "COLAB_RELEASE_TAG" not in os.environ:
         return None, f"Colab ではないので、Google Drive は使いません。{local}"
@@ -2175,10 +2211,12 @@ def connect_drive(folder: str = "dpo_runs") -> tuple[Path | None, str]:
         from google.colab import drive
 
         drive.mount(str(DRIVE))
-        (DRIVE / "MyDrive" / folder).mkdir(exist_ok=True)
+        (DRIVE / "MyDrive" / DRIVE_FOLDER).mkdir(exist_ok=True)
     except Exception as error:  # 拒否は MessageError、時間切れは ValueError か pexpect の TIMEOUT など、共通の型がない
-        return None, f"Google Drive につながりませんでした（{type(error).__name__}: {error}）。{local}"
-    return DRIVE / "MyDrive" / folder, f"途中経過と結果は、Google Drive の「マイドライブ/{folder}」にも保存します。"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        again = "接続をやり直すには、このセルから下を実行し直してください。"
+        return None, f"Google Drive に接続できませんでした（{reason}）。{local}{again}"
+    return DRIVE / "MyDrive" / DRIVE_FOLDER, f"途中経過と結果を、「マイドライブ/{DRIVE_FOLDER}」にも保存します。"
 
 
 def _fingerprint(folder: Path) -> dict[str, list]:
@@ -2193,48 +2231,77 @@ def _fingerprint(folder: Path) -> dict[str, list]:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """フォルダを写します。途中で失敗するか、読み返した中身が違えば OSError で、target は前のまま残ります。"""
-    draft, marks = target.with_name(f"{target.name}.tmp"), _fingerprint(source)
-    shutil.rmtree(draft, ignore_errors=True)
+    """フォルダをコピーします。途中で失敗するか、読み返した中身が違えば OSError で、target は前のまま残ります。"""
+    marks = _fingerprint(source)
+    if _is_whole(target, marks):
+        return
+    draft, old = (target.with_name(target.name + end) for end in (".tmp", ".old"))
+    _discard(draft)
     try:
         for part in sorted({parent for name in marks for parent in Path(name).parents}):
-            (draft / part).mkdir()  # 親は作らない: Drive が外れたあとの、このマシンのただのフォルダに写さないため
+            (draft / part).mkdir()  # 親は作らない: Drive が外れたあとの、このマシンのただのフォルダに書かないため
         for name in marks:
             shutil.copyfile(source / name, draft / name)
         if _fingerprint(draft) != marks:
             raise OSError("読み返すと、元と違う中身でした")
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
         draft.rename(target)
         (target / "DONE").write_text(json.dumps(marks), "utf-8")
         os.sync()
+    except OSError:
+        if old.exists():
+            _discard(target)
+            old.rename(target)
+        raise
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        _discard(draft)
+        _discard(old)
 
 
-def _is_whole(folder: Path) -> bool:
-    """`_copy` が写し終え、中身がすべてそのまま残っているフォルダかどうかです。"""
+def _discard(folder: Path) -> None:
+    """フォルダを消します。Drive のゴミ箱に移ったものは容量を取り続けるので、先に中身を空にします。"""
+    with contextlib.suppress(OSError):
+        for path in filter(Path.is_file, folder.rglob("*")):
+            os.truncate(path, 0)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_whole(folder: Path, marks: dict | None = None) -> bool:
+    """`_copy` がコピーし終え、中身が（marks があれば、それと同じで）すべてそのまま残っているフォルダかどうかです。"""
     try:
-        return json.loads((folder / "DONE").read_text("utf-8")) == _fingerprint(folder)
+        done = json.loads((folder / "DONE").read_text("utf-8"))
+        return (marks is None or done == marks) and done == {
+            name: mark for name, mark in _fingerprint(folder).items() if name in done
+        }
     except (OSError, ValueError):
         return False
 
 
 def _drive_keeper(folder: Path, drive: Path | None, report):
-    """実行の一部を Drive の `<実行の名前>.partial` に写す keep(フォルダ, 名前) を作ります。
+    """実行の一部を Drive の `<実行の名前>.partial` にコピーする keep(フォルダ, 名前) を作ります。
 
-    チェックポイントは新しい二つだけ残します。写せなければ一度だけ知らせて、あとは写しません。学習は続けます。
+    チェックポイントは最新の二つだけ残します。コピーできなければ一度だけ知らせ、学習は続けます。
     """
     partial = drive / f"{folder.name}.partial" if drive else None
 
     def keep(part: Path, name: str) -> None:
         nonlocal partial
-        if partial is None or _is_whole(partial / name):
+        if partial is None:
             return
         try:
+            if name == "start":
+                there = partial / name
+                if _is_whole(there) and _fingerprint(there / "warmup") == _fingerprint(part / "warmup"):
+                    return
+                _discard(partial)  # 別の始まりから学習したチェックポイントは、続きに使えない
             partial.mkdir(exist_ok=True)
             _copy(part, partial / name)
-            for old in _checkpoints(partial)[2:]:
-                shutil.rmtree(old)
+            made = _checkpoints(partial)
+            kept = [path for path in made if _step(path) <= _step(part)][:2]  # 後ろの番号は、前に壊れたもの
+            for path in made:
+                if path not in kept:
+                    _discard(path)
         except OSError as error:
             partial = None
             if report:
@@ -2244,70 +2311,121 @@ def _drive_keeper(folder: Path, drive: Path | None, report):
 
 
 def restore_run(config: Config, pairs, drive: Path | None) -> str:
-    """別のマシンで始めた、同じ設定とデータの実行を Drive から config.output_dir に戻し、説明を返します。
+    """同じ設定とデータの実行が Drive にあり、このマシンのものより進んでいれば、config.output_dir にコピーします。
 
-    壊れたチェックポイントは飛ばし、その前のものを使います。Drive に設定かデータの違う実行があれば HelperError です。
+    どこから続けるかの説明（初めからなら、その理由か空文字）を返します。壊れたチェックポイントは飛ばし、その前を使います。
     """
     folder = Path(config.output_dir)
-    if drive is None or folder.exists():
-        return ""
-    finished, partial = drive / folder.name, drive / f"{folder.name}.partial"
-    source = next((each for each in (finished, partial / "start") if _is_whole(each)), None)
-    if source is None:
-        return "Google Drive の途中の実行は壊れているので、初めから学習します。" if partial.exists() else ""
-    _check_folder(source, _identity(config, pairs))
-    checkpoint = None if source == finished else next(filter(_is_whole, _checkpoints(partial)), None)
-    draft = folder.with_name(f"{folder.name}.restoring")
+    here = _progress(folder)
+    local = _going_on(here, "このマシン") if here >= 0 else ""
+    if drive is None or here == math.inf:
+        return local
+    partial = drive / f"{folder.name}.partial"
     try:
-        draft.parent.mkdir(parents=True, exist_ok=True)
-        _copy(source, draft)
-        if checkpoint:
-            (draft / "checkpoints").mkdir()
-            _copy(checkpoint, draft / "checkpoints" / checkpoint.name)
-        draft.rename(folder)
+        found = [(_step(checkpoint), partial / "start", checkpoint) for checkpoint in _checkpoints(partial)]
+        for there, *parts in [(math.inf, drive / folder.name, None), *found, (0, partial / "start", None)]:
+            if there > here and _fetch(*parts, folder, _identity(config, pairs)):
+                return _going_on(there, "Google Drive ")
+        others = sorted(path.name for path in drive.glob(f"{folder.name.rpartition('-')[0]}-*.partial"))
     except OSError as error:
-        return f"Google Drive の実行を戻せませんでした（{error}）。初めから学習します。"
-    if source == finished:
-        return "Google Drive に、終わった実行がありました。戻して、保存した結果を使います。"
-    step = checkpoint.name.partition("-")[2] if checkpoint else "0"
-    return f"Google Drive に、途中の実行がありました。DPO の {step} 回目の更新のあとから続けます。"
+        return f"Google Drive を読めません（{error}）。{local or '初めから学習します。'}"
+    if local or not others:
+        return local
+    if partial.name in others:
+        return "Google Drive の途中経過が壊れているため、初めから学習します。"
+    return (
+        f"Google Drive に、設定かデータの違う途中の実行（{'、'.join(others)}）があります。それを続けるには、そのときの"
+        "設定に戻してください。今の設定では、初めから学習します。"
+    )
 
 
-def keep_run(folder: Path, drive: Path | None) -> tuple[bool, str]:
-    """結果のフォルダを Drive に写し（写せなければ zip にし）、(Drive に残ったかどうか, 説明) を返します。"""
-    reason = ""
-    if drive:
+def _progress(folder: Path) -> float:
+    """実行の進みです: なければ -1、SFT のあとは 0、チェックポイントがあればその更新の回数、終わっていれば無限大。"""
+    if (folder / "metrics.json").is_file():
+        return math.inf
+    if checkpoint := last_checkpoint(folder / "checkpoints"):
+        return _step(checkpoint)
+    return 0 if (folder / "warmup").is_dir() else -1
+
+
+def _going_on(progress: float, where: str) -> str:
+    if progress == math.inf:
+        return f"{where}に、終わった実行があります。保存した結果を使います。"
+    start = f" {progress} 回目の更新のあと" if progress else "初め"
+    return f"{where}に、途中の実行があります。DPO の{start}から続けます。"
+
+
+def _fetch(source: Path, checkpoint: Path | None, folder: Path, identity: str) -> bool:
+    """Drive の実行を folder にコピーします。壊れているか読めなければ、何も変えずに False を返します。"""
+    draft = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        shutil.copytree(source, draft)
+        whole = _is_whole(draft)
+        if whole and checkpoint:
+            whole = _is_whole(shutil.copytree(checkpoint, draft / "checkpoints" / checkpoint.name))
+        if whole:
+            _check_folder(draft, identity)
+            shutil.rmtree(folder, ignore_errors=True)
+            draft.rename(folder)
+        return whole
+    except OSError:
+        return False
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def keep_run(folder: Path, drive: Path | None) -> tuple[Path | None, str]:
+    """結果のフォルダを Drive にコピーし（できなければ zip にし）、(Drive のフォルダか None, 説明) を返します。"""
+    reason, target = "", drive / folder.name if drive else None
+    if target:
         try:
-            _copy(folder, drive / folder.name)
-            shutil.rmtree(drive / f"{folder.name}.partial", ignore_errors=True)  # 途中経過は、もう要らない
-            return True, f"Google Drive に保存し、読み返して確かめました: {drive / folder.name}"
+            _copy(folder, target)
+            _discard(drive / f"{folder.name}.partial")  # 途中経過は、もう要らない
+            return target, (
+                f"Google Drive の {target} にコピーし、読み返して確かめました。Google に送り終わるまで、さらに数分"
+                "かかることがあります。"
+            )
         except OSError as error:
             reason = f"Google Drive に保存できませんでした（{error}）。"
-    shutil.make_archive(str(folder), "zip", root_dir=folder.parent, base_dir=folder.name)
-    return False, f"{reason}{folder}.zip にまとめました。Colab では、左のファイル一覧からダウンロードしてください。"
+    path = _zip(folder)
+    return None, f"{reason}{path} にまとめました。Colab では、左のファイル一覧からダウンロードしてください。"
+
+
+def _zip(folder: Path) -> Path:
+    import zipfile
+
+    path = folder.with_name(f"{folder.name}.zip")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in _fingerprint(folder):
+            archive.write(folder / name, f"{folder.name}/{name}")
+    return path
 
 
 def push_run(run: Run, repository: str, private: bool = True) -> str:
-    """アダプタとモデルカードを Hub の repository（「ユーザー名/名前」）に置き、その URL を返します。
+    """アダプタとモデルカードを Hub の repository（「ユーザー名/リポジトリ名」）にアップロードし、その URL を返します。
 
     トークンは、Colab ではシークレット HF_TOKEN、ほかではログイン済みのものを使い、どこにも書きません。
     """
     from huggingface_hub import HfApi
 
     if run.config.base_model == OFFLINE_TINY:
-        raise HelperError("offline-tiny は元のモデルが Hub にないので、置けません。結果のフォルダを使ってください。")
+        raise HelperError("offline-tiny は元のモデルが Hub にないので、アップロードできません。")
     api = HfApi(token=_hub_token())
     try:
         api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repository, folder_path=run.folder / "adapter")
-        card = model_card(run, run.config.base_model, repository).encode()
-        api.upload_file(repo_id=repository, path_or_fileobj=card, path_in_repo="README.md")
-    except (OSError, ValueError) as error:
+        is_public = not api.repo_info(repository).private
+        if not (private and is_public):
+            api.upload_folder(repo_id=repository, folder_path=run.folder / "adapter")
+            card = model_card(run, run.config.base_model, repository).encode()
+            api.upload_file(repo_id=repository, path_or_fileobj=card, path_in_repo="README.md")
+            return f"https://huggingface.co/{repository}"
+    except Exception as error:  # 通信の失敗の例外に、共通の型がない
         raise HelperError(
-            f"Hub の {repository} に置けませんでした（{type(error).__name__}）。「ユーザー名/名前」の形と、トークンに"
-            "書き込み（write）の権限があることを確かめてください。結果は、結果のフォルダに残っています。"
+            f"Hub の {repository} にアップロードできませんでした（{type(error).__name__}）。「ユーザー名/リポジトリ名」"
+            "の形と、トークンの書き込み（write）の権限を確かめてください。結果は、結果のフォルダに残っています。"
         ) from error
-    return f"https://huggingface.co/{repository}"
+    raise HelperError(f"Hub の {repository} は公開のリポジトリです。別の名前にするか、非公開をオフにしてください。")
 
 
 def _hub_token() -> str | None:
@@ -2320,27 +2438,27 @@ def _hub_token() -> str | None:
     except Exception as error:  # 三つの例外に、共通の型がない
         raise HelperError(
             f"シークレット HF_TOKEN を読めません（{type(error).__name__}）。左の鍵の印で HF_TOKEN を作り、"
-            "「ノートブックからのアクセス」を入れてください。"
+            "「ノートブックからのアクセス」をオンにしてください。"
         ) from error
 
 
-def release_gpu(kept: bool) -> str:
-    """Colab のマシンを返し、GPU の利用時間を止めます。結果が Drive に残っていなければ（kept が偽なら）返しません。"""
+def release_gpu(kept: Path | None) -> str:
+    """Colab のランタイムを切断し、GPU の利用時間を止めます。結果のフォルダ kept が Drive になければ、切断しません。"""
     if "COLAB_RELEASE_TAG" not in os.environ:
         return "Colab ではないので、何もしません。"
-    if not kept:
+    if kept is None or not _is_whole(kept):
         return (
-            "結果が Google Drive にないので、マシンを返しません。zip をダウンロードしてから、「ランタイム」→"
+            "結果が Google Drive にないので、切断しません。zip をダウンロードしてから、「ランタイム」→"
             "「ランタイムを接続解除して削除」を選んでください。"
         )
-    from google.colab import drive, errors, runtime
+    from google.colab import drive, runtime
 
     try:
         drive.flush_and_unmount()  # Drive への書き込みを、先にすべて終わらせる
         runtime.unassign()
-    except (NotImplementedError, ValueError, OSError, errors.Error) as error:
-        return f"マシンを返せませんでした（{error}）。「ランタイム」→「ランタイムを接続解除して削除」を選んでください。"
-    return "マシンを返しました。"
+    except Exception as error:  # RuntimeManagementError のほか、通信や子プロセスの例外もある
+        return f"切断できませんでした（{error}）。「ランタイム」→「ランタイムを接続解除して削除」を選んでください。"
+    return "ランタイムを切断しました。"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -116,4 +116,4 @@ def test_command_line_tells_what_is_wrong_with_the_users_file_before_training(sm
     assert dpo.main([*arguments, "--sft_epochs", "0"]) == 0
     shown = capsys.readouterr().out
     assert "（31 対）" in shown and "31 件目（計 1 件、3.2%）: 同じ対が重なっています" in shown
-    assert shown.index("同じ対が重なっています") < shown.index("評価しています") < shown.index("試運転")
+    assert shown.index("同じ対が重なっています") < shown.index("評価しています") < shown.index("対だけなので")

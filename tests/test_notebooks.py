@@ -156,4 +156,4 @@ def test_without_a_gpu_another_model_gets_a_labelled_trial_run(small_base, tmp_p
     notebook = read("colab_dpo_training.ipynb")
     set_base_model(notebook, small_base)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert "試運転です。成績は参考になりません" in check_outputs(notebook)
+    assert "対だけなので、成績は参考になりません" in check_outputs(notebook)

@@ -28,7 +28,8 @@ def make_environment(folder: Path) -> Path:
     """イメージの版をそろえた仮想環境を作り、その python のパスを返します。"""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
-    for packages in (["pip==24.1.2"], ["--no-deps", "-r", HERE / "requirements.txt"]):
+    wanted = HERE / "requirements.txt"
+    for packages in (["pip==24.1.2"], ["torch==2.13.0", "-c", wanted], ["--no-deps", "-r", wanted]):
         subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True)
     return python
 
@@ -85,7 +86,7 @@ def main() -> int:
             print(f"{notebook.name}: {seconds:.0f} 秒（パッケージ {waited:.0f} 秒）、変わったもの: {sorted(changed)}")
             assert changed <= {"trl", "torchao"}, "trl と torchao のほかのものが変わりました"
             assert "trl" in after and "torchao" not in after
-            assert "Google Drive につながりませんでした（MessageError" in text and ".zip にまとめました" in text
+            assert "Google Drive に接続できませんでした（MessageError" in text and ".zip にまとめました" in text
             subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "trl"], check=True)
             subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "torchao==0.10.0"], check=True)
     return 0

@@ -2085,6 +2085,7 @@ def save_run(run: Run, folder=None) -> Path:
     もう保存が終わっているフォルダは、書き直しません。
     """
     if folder and Path(folder).resolve() != run.folder.resolve():
+        _check_folder(Path(folder), json.loads((run.folder / "config.json").read_text("utf-8"))["identity"])
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
         _copy(save_run(run), Path(folder))
         return Path(folder)
@@ -2245,6 +2246,7 @@ def _copy(source: Path, target: Path) -> None:
         if _fingerprint(draft) != marks:
             raise OSError("読み返すと、元と違う中身でした")
         if target.exists():
+            _discard(old)
             target.rename(old)
         draft.rename(target)
         (target / "DONE").write_text(json.dumps(marks), "utf-8")

@@ -133,6 +133,11 @@ def test_saving_elsewhere_gives_a_folder_that_loads(small_run, tmp_path):
     copy = dpo.load_run(dpo.save_run(small_run, tmp_path / "copy"))
     assert copy.metrics["verdict"] == small_run.metrics["verdict"]
     assert adapter_difference(copy.folder, small_run.folder) == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("大切")
+    with pytest.raises(dpo.HelperError, match="空のフォルダ"):
+        dpo.save_run(small_run, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "大切"
 
 
 def test_generate_response_adds_what_the_prompt_lacks(small_run):

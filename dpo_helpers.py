@@ -2328,13 +2328,13 @@ def restore_run(config: Config, pairs, drive: Path | None) -> str:
         for there, *parts in [(math.inf, drive / folder.name, None), *found, (0, partial / "start", None)]:
             if there > here and _fetch(*parts, folder, _identity(config, pairs)):
                 return _going_on(there, "Google Drive ")
+        if not local and partial.exists():
+            return "Google Drive の途中経過が壊れているため、初めから学習します。"
         others = sorted(path.name for path in drive.glob(f"{folder.name.rpartition('-')[0]}-*.partial"))
     except OSError as error:
         return f"Google Drive を読めません（{error}）。{local or '初めから学習します。'}"
     if local or not others:
         return local
-    if partial.name in others:
-        return "Google Drive の途中経過が壊れているため、初めから学習します。"
     return (
         f"Google Drive に、設定かデータの違う途中の実行（{'、'.join(others)}）があります。それを続けるには、そのときの"
         "設定に戻してください。今の設定では、初めから学習します。"

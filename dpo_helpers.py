@@ -79,6 +79,8 @@ class Config:
     max_grad_norm: float = _option(1.0, "勾配ノルムの上限（0 で切り詰めない）")
     beta: float = _option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）")
     loss_type: str = _option("sigmoid", "選好の損失の種類（TRL の名前。sigmoid が DPO の論文のもの）")
+    label_smoothing: float = _option(0.0, "印の誤りの割合の見込み（loss_type が robust と exo_pair のときだけ使う）")
+    label_noise: float = _option(0.0, "実験用: 学習用の対のうち、わざと chosen と rejected を入れ替える割合")
     sft_weight: float = _option(16.0, "選好の損失に足す、よい回答の SFT の損失の重み（0 で足さない）")
     lora_r: int | None = _option(None, "LoRA のランク")
     lora_alpha: float | None = _option(None, "LoRA の α（出力を α/r 倍する）")
@@ -129,6 +131,9 @@ def _check_config(config: Config) -> None:
             raise HelperError(f"{f.name} が空です。空でない文字列を指定してください。")
     if config.loss_type not in LOSS_TYPES:
         raise HelperError(f"loss_type が {config.loss_type!r} です。{'、'.join(LOSS_TYPES)} から選んでください。")
+    for name in ("label_smoothing", "label_noise"):
+        if not 0 <= getattr(config, name) < 0.5:
+            raise HelperError(f"{name} が {getattr(config, name)!r} です。0 以上 0.5 未満の値を指定してください。")
     if not 0 < config.eval_fraction < 0.9:
         raise HelperError(f"eval_fraction が {config.eval_fraction!r} です。0 と 0.9 の間の値を指定してください。")
 
@@ -1219,17 +1224,19 @@ class Run:
     lock: object = None
 
 
-def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=None) -> Run:
+def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=None, shared=None) -> Run:
     """SFT で下地を作り、DPO で学習して、結果を `Run` で返します。途中で切れた実行は、同じ設定で呼べば続きから進みます。
 
     pairs を省くと config.dataset を使います。watch(status, history) は更新のたびに呼ばれます（`progress_bar` 参照）。
     base は `load_model` の返り値で、読み込み済みなら渡します。report には、データなどの注意を一文ずつ渡します。
-    drive は途中経過をコピーするフォルダ（`connect_drive`）です。終わっている実行なら、保存した結果を返します。
+    drive は途中経過をコピーするフォルダ（`connect_drive`）、shared は `sweep` が使う共通の置き場です。
+    終わっている実行なら、保存した結果を返します。
     使えない設定・データ・モデル・フォルダは HelperError で、そのときフォルダは作られません。
     """
     started, config = time.perf_counter(), config.resolved()
     pairs = prepare_pairs(config) if pairs is None else load_pairs(pairs)
     train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
+    train_pairs = _flip(train_pairs, config.label_noise, config.data_seed)
     folder = Path(config.output_dir)
     if is_finished(config, pairs):
         if report:
@@ -1252,7 +1259,9 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=
     model = _warm_up(base, tokenizer, train_pairs, config, folder, watch)
     keep = _drive_keeper(folder, drive, report)
     keep(folder, "start")
-    history, timing = _preference_tune(model, tokenizer, train_pairs, config, folder, watch, keep)
+    data = _shuffled(train_pairs, config.seed).select_columns(list(PAIR_COLUMNS))
+    known = shared and shared / f"{_start_name(config, pairs)}-reference"
+    history, timing = _preference_tune(model, tokenizer, data, config, folder, watch, keep, known)
     timing["total_seconds"] = time.perf_counter() - started
     if timing["resumed_from_step"] == history[-1]["step"]:  # 更新は、前にすべて終わっていた
         _show_end(watch, history, config, timing)
@@ -1334,35 +1343,18 @@ def _warm_up(base, tokenizer, train_pairs, config: Config, folder: Path, watch):
     return model
 
 
-def _preference_tune(model, tokenizer, train_pairs, config: Config, folder: Path, watch, keep) -> tuple[list, dict]:
-    """DPO で学習し、(ログの行, 秒数など) を返します。損失は論文の式 (7)、計算は TRL の DPOTrainer です。
-
-    参照モデルは学習前のアダプタの写し（ref）で、その対数確率は最初に一度だけ計算します。
-    """
+def _preference_tune(model, tokenizer, data, config: Config, folder: Path, watch, keep, known) -> tuple[list, dict]:
+    """DPO で学習し、(ログの行, 秒数など) を返します。損失は論文の式 (7)、計算は TRL の DPOTrainer です。"""
     from transformers import PrinterCallback
-    from trl import DPOConfig, DPOTrainer
 
     peak = {"peak_memory_gb": _memory_gb()}
-    args = _common_args(
-        config, folder / "checkpoints", max_length=config.max_length,
-        num_train_epochs=config.num_train_epochs, beta=config.beta,
-        loss_type=[config.loss_type, "sft"] if config.sft_weight else [config.loss_type],
-        loss_weights=[1.0, config.sft_weight] if config.sft_weight else [1.0],
-        precompute_ref_log_probs=True, precompute_ref_batch_size=32,
-        save_strategy="steps", save_steps=50, save_total_limit=2, train_sampling_strategy="sequential",
-    )  # fmt: skip
     with _quiet():
-        trainer = DPOTrainer(
-            model,
-            args=DPOConfig(**args),
-            train_dataset=_shuffled(train_pairs, config.seed).select_columns(["prompt", "chosen", "rejected"]),
-            processing_class=tokenizer,
-        )
+        trainer = _preference_trainer(model, tokenizer, data, config, folder, known)
         trainer.remove_callback(PrinterCallback)
         split = partial(_split_loss, config=config, data=trainer.train_dataset)
         trainer.add_callback(_watcher(watch, "DPO", config.effective_batch_size, peak, split, keep))
         checkpoint = last_checkpoint(folder / "checkpoints")
-        if checkpoint and not args["fp16"]:  # T4 などの fp16 で始めた実行を、ほかの精度で続けるとき
+        if checkpoint and not trainer.args.fp16:  # T4 などの fp16 で始めた実行を、ほかの精度で続けるとき
             (checkpoint / "scaler.pt").unlink(missing_ok=True)
         first_step = _step(checkpoint) if checkpoint else 0
         started = time.perf_counter()
@@ -1370,11 +1362,40 @@ def _preference_tune(model, tokenizer, train_pairs, config: Config, folder: Path
         _to_full_precision(trainer)
     seconds = time.perf_counter() - started
     steps = trainer.state.global_step - first_step
-    pairs_seen = min(steps * config.effective_batch_size, round(len(train_pairs) * config.num_train_epochs))
+    pairs_seen = min(steps * config.effective_batch_size, round(len(data) * config.num_train_epochs))
     history = [row for row in trainer.state.log_history if "loss" in row]
     return history, {
         "train_seconds": seconds, "pairs_per_second": pairs_seen / seconds, "resumed_from_step": first_step, **peak
     }  # fmt: skip
+
+
+def _preference_trainer(model, tokenizer, data, config: Config, folder: Path, known: Path | None):
+    """TRL の DPOTrainer を作ります。
+
+    参照モデルは学習前のアダプタの写し（ref）で、その対数確率は最初に一度だけ計算します。known はそれを置くフォルダで、
+    もうあれば計算せずに読みます。
+    """
+    from datasets import concatenate_datasets, load_from_disk
+    from trl import DPOConfig, DPOTrainer
+
+    is_known = known is not None and known.is_dir()
+    args = _common_args(
+        config, folder / "checkpoints", max_length=config.max_length,
+        num_train_epochs=config.num_train_epochs, beta=config.beta, label_smoothing=config.label_smoothing,
+        loss_type=[config.loss_type, "sft"] if config.sft_weight else [config.loss_type],
+        loss_weights=[1.0, config.sft_weight] if config.sft_weight else [1.0],
+        precompute_ref_log_probs=not is_known, precompute_ref_batch_size=32,
+        save_strategy="steps", save_steps=50, save_total_limit=2, train_sampling_strategy="sequential",
+    )  # fmt: skip
+    if is_known:
+        data = concatenate_datasets([data, load_from_disk(known)], axis=1)
+    trainer = DPOTrainer(model, args=DPOConfig(**args), train_dataset=data, processing_class=tokenizer)
+    trainer.precompute_ref_logps = True  # known から読んだときも、データの列の値を使わせる
+    if known is not None and not is_known:
+        known.parent.mkdir(parents=True, exist_ok=True)
+        columns = trainer.train_dataset.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
+        _save_whole(known, columns.save_to_disk)
+    return trainer
 
 
 def _split_loss(row: dict, config: Config, data) -> dict:
@@ -1402,6 +1423,16 @@ def _shuffled(pairs, seed: int):
     random.Random(seed).shuffle(starts)
     order = [i for start in starts for i in (start, start + 1)]
     return pairs.select(order + list(range(len(order), len(pairs))))  # 奇数のときに余る一行は最後
+
+
+def _flip(pairs, share: float, seed: int):
+    """share の割合の対で、chosen と rejected を入れ替えます。どれを入れ替えるかは、種で決まります。"""
+    if not share:
+        return pairs
+    flipped = set(random.Random(seed).sample(range(len(pairs)), round(share * len(pairs))))
+    swap = lambda row, i: {"chosen": row["rejected"], "rejected": row["chosen"]} if i in flipped else {}  # noqa: E731
+    with _quiet():
+        return pairs.map(swap, with_indices=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -1631,18 +1662,23 @@ def _shared_prefix(left: list, right: list) -> int:
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
-def score_pairs(run: Run, pairs=None, adapters=ADAPTERS):
+def score_pairs(run: Run, pairs=None, adapters=ADAPTERS, known=None):
     """対ごとの成績を、一対につき一行の `pandas.DataFrame` で返します。pairs を省くと検証用の対です。
 
     logp_{base,warmup,dpo}_{chosen,rejected} は回答の対数確率（nat）、reward_chosen = β (log π - log π_ref) は
     暗黙の報酬（論文の式 5）、margin は chosen と rejected の報酬の差、correct は margin > 0 です。gap_before と
     gap_after は、DPO の前後の、chosen と rejected の対数確率の差です（margin = β (gap_after - gap_before)）。
+    known は、始まりが同じ実行の成績で、DPO の前の対数確率は、計算せずにそこから写します。
     """
     import pandas as pd
 
     pairs = run.eval_pairs if pairs is None else pairs
     table = pd.DataFrame({name: pairs[name] for name in pairs.column_names})
     for which in adapters:
+        if known is not None and which != "dpo":
+            names = [f"{part}_{side}" for part in (f"logp_{which}", "tokens") for side in ("chosen", "rejected")]
+            table[names] = known[names].to_numpy()
+            continue
         with _using(run.model, which):
             for side in ("chosen", "rejected"):
                 scored = answer_logps(run.model, run.tokenizer, pairs["prompt"], pairs[side], run.config.max_length)
@@ -1732,14 +1768,16 @@ def is_readable(text: str) -> bool:
     return bool(text) and japanese >= 0.3 * len(text) and plain >= 0.9 * len(text)
 
 
-def answer_table(run: Run, pairs=None):
+def answer_table(run: Run, pairs=None, known=None):
     """三つのモデルの回答を並べた表です。列は prompt, chosen, rejected と、ADAPTERS の各名と、各名_ended です。"""
     import pandas as pd
 
     pairs = run.eval_pairs if pairs is None else pairs
     table = pd.DataFrame({name: pairs[name] for name in ("prompt", "chosen", "rejected")})
     for which in ADAPTERS:
-        if which != "warmup" or run.config.sft_epochs > 0:  # SFT を省いた実行では、SFT のあとも base のまま
+        if known is not None and which != "dpo":
+            answers = zip(known[which], known[f"{which}_ended"], strict=True)
+        elif which != "warmup" or run.config.sft_epochs > 0:  # SFT を省いた実行では、SFT のあとも base のまま
             with _using(run.model, which):
                 answers = generate_responses(pairs["prompt"], run.model, run.tokenizer, run.config.max_length)
         table[which], table[f"{which}_ended"] = zip(*answers, strict=True)
@@ -1771,20 +1809,23 @@ def bootstrap_interval(values: list, repeats: int = 2000, seed: int = 0) -> tupl
     return means[int(0.025 * repeats)], means[int(0.975 * repeats) - 1]
 
 
-def evaluate_run(run: Run) -> dict:
+def evaluate_run(run: Run, known: Path | None = None) -> dict:
     """検証用の対（SFT にも DPO にも出なかった概念）で成績を出し、run の metrics・scores・answers に入れて返します。
 
     accuracy_after は、chosen の報酬が rejected の報酬を上回った割合です。logp_accuracy は、モデル自身の対数確率で
     chosen が上だった割合で、before は元のモデルです。区間は、対を独立とみなした Wilson の 95 % 信頼区間です。
+    known は、始まりが同じ実行のフォルダで、DPO の前の成績と回答は、そこから写します（`sweep` が使います）。
     """
     import pandas as pd
 
     if run.metrics:  # 保存した結果を読んだもの
         return run.metrics
     started = time.perf_counter()
-    held_out, seen = score_pairs(run), score_pairs(run, run.train_pairs, ("warmup", "dpo"))
+    before = _known_tables(known)
+    held_out = score_pairs(run, known=before["eval"])
+    seen = score_pairs(run, run.train_pairs, ("warmup", "dpo"), before["train"])
     run.scores = pd.concat([held_out.assign(split="eval"), seen.assign(split="train")], ignore_index=True)
-    run.answers = answer_table(run)
+    run.answers = answer_table(run, known=before["answers"])
     losses = [row["loss/preference"] for row in run.history]
     n, hits = len(held_out), int(held_out["correct"].sum())
     run.metrics = {
@@ -1801,6 +1842,15 @@ def evaluate_run(run: Run) -> dict:
     run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
     run.metrics |= run.timing | {"total_seconds": run.timing["total_seconds"] + time.perf_counter() - started}
     return run.metrics
+
+
+def _known_tables(folder: Path | None) -> dict:
+    import pandas as pd
+
+    if folder is None:
+        return dict.fromkeys(("eval", "train", "answers"))
+    scores, answers = (pd.DataFrame(_read_lines(folder / name)) for name in ("pairs.jsonl", "answers.jsonl"))
+    return {side: scores[scores["split"] == side] for side in ("eval", "train")} | {"answers": answers}
 
 
 def _accuracy_by(scores, column: str) -> dict[str, list]:
@@ -1995,6 +2045,82 @@ def plot_margins(run: Run):
     return figure
 
 
+STYLES = ("-", "--", "-.", ":")  # 白黒でも見分けられるように、色と線の形と印を、そろえて変える
+MARKERS = "osD^vP"
+
+
+def plot_sweep(results):
+    """`sweep` の表の図を返します。左は学習の経過の重ね描き、右は検証の正解率で、最もよいものに星を付けます。
+
+    二つの数の項目を変えたときの右は、色の表（ヒートマップ）です。ほかは、種の平均に、種ごとの最小と最大（種が一つなら
+    95 % 区間）の棒を付けます。
+    """
+    from matplotlib.figure import Figure
+
+    varied = list(results.columns[: results.columns.get_loc("seed")])
+    done = results[results["error"].isna()]
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    curves, summary = figure.subplots(1, 2)
+    groups = [(_label(varied, key), rows) for key, rows in done.groupby(varied, sort=False, dropna=False)]
+    _draw_curves(curves, groups, "loss_type" in varied)
+    if len(varied) == 2 and all(done[name].map(lambda v: isinstance(v, (int, float))).all() for name in varied):
+        _draw_heat_map(summary, done.pivot_table("accuracy_after", *varied))
+    else:
+        _draw_means(summary, groups)
+    return figure
+
+
+def _label(names: list, key) -> str:
+    return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+                     for name, value in zip(names, key, strict=True) if value == value)  # fmt: skip
+
+
+def _draw_curves(axis, groups: list, several_losses: bool) -> None:
+    """それぞれの設定の、最初の種の経過です。損失の種類を変えたときは、損失どうしを比べられないので、正解率を描きます。"""
+    key = "rewards/accuracies" if several_losses else "loss/preference"
+    for i, (label, rows) in enumerate(groups):
+        history = _read_lines(Path(rows["folder"].iloc[0]) / "history.jsonl")
+        window = max(1, len(history) // 8)
+        values = [recent(history[:n], key, 1, window) for n in range(1, len(history) + 1)]
+        axis.plot([row["step"] for row in history], values, STYLES[i % 4], color=f"C{i % 10}", marker=MARKERS[i % 6],
+                  markevery=(0.1 * (i % 5), 0.25), label=label)  # fmt: skip
+    start = ("chance = 0.5", 0.5) if several_losses else ("ln 2 = 0.693", math.log(2))
+    axis.axhline(start[1], color="0.4", linestyle=":", label=start[0])
+    axis.set(xlabel="optimizer step", ylabel=key, title="Training (moving average)")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+
+
+def _draw_heat_map(axis, table) -> None:
+    image = axis.imshow(table, cmap="cividis", aspect="auto")
+    best, middle = table.to_numpy().max(), (table.to_numpy().max() + table.to_numpy().min()) / 2
+    for y, row in enumerate(table.to_numpy()):
+        for x, value in enumerate(row):
+            star = "\n★" if value == best else ""
+            axis.text(x, y, f"{value:.1%}{star}", ha="center", va="center", color="k" if value > middle else "w")
+    axis.set_xticks(range(table.shape[1]), [f"{value:g}" for value in table.columns])
+    axis.set_yticks(range(table.shape[0]), [f"{value:g}" for value in table.index])
+    axis.set(xlabel=table.columns.name, ylabel=table.index.name, title="Held-out accuracy (★ best)")
+    axis.figure.colorbar(image, ax=axis)
+
+
+def _draw_means(axis, groups: list) -> None:
+    means = [rows["accuracy_after"].mean() for _, rows in groups]
+    for y, (mean, (_, rows)) in enumerate(zip(means, groups, strict=True)):
+        seeds = rows["accuracy_after"]
+        low, high = (seeds.min(), seeds.max()) if len(rows) > 1 else rows[["accuracy_low", "accuracy_high"]].iloc[0]
+        axis.plot([low, high], [y, y], color="C0", linewidth=3, alpha=0.5)
+        best = mean == max(means)
+        axis.plot(mean, y, "*" if best else "o", color="C1" if best else "C0", markersize=16 if best else 7)
+    several = any(len(rows) > 1 for _, rows in groups)
+    axis.set_yticks(range(len(groups)), [label for label, _ in groups])
+    axis.invert_yaxis()
+    axis.axvline(0.5, color="0.4", linestyle=":")
+    bars = "mean, min and max over seeds" if several else "95% interval"
+    axis.set(xlim=(0, 1.02), xlabel=f"accuracy ({bars})", title="Held-out accuracy (★ best)")
+    axis.grid(axis="x", alpha=0.3)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # 保存と読み込み: 何でも仮の名前に書いてから名前を変えるので、途中で切れても書きかけは残りません。
 
@@ -2122,10 +2248,8 @@ def load_run(folder) -> Run:
     with _quiet():
         model = PeftModel.from_pretrained(base, folder / "adapter")
         model.load_adapter(folder / "warmup", adapter_name="ref")
-    scores, history, answers = (
-        [json.loads(line) for line in (folder / name).read_text("utf-8").split("\n") if line]
-        for name in ("pairs.jsonl", "history.jsonl", "answers.jsonl")
-    )
+    names = ("pairs.jsonl", "history.jsonl", "answers.jsonl")
+    scores, history, answers = (_read_lines(folder / name) for name in names)
     columns = list(takewhile(lambda name: not name.startswith("logp_"), scores[0]))  # 成績の列の前は、元のデータの列
     train_pairs, eval_pairs = (
         Dataset.from_list([{name: row[name] for name in columns} for row in scores if row["split"] == side])
@@ -2135,6 +2259,10 @@ def load_run(folder) -> Run:
     timing = {name: metrics[name] for name in TIMING}
     tables = pd.DataFrame(scores), pd.DataFrame(answers)
     return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, metrics, *tables)
+
+
+def _read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
 def summary_table(metrics: dict) -> str:
@@ -2461,6 +2589,109 @@ def release_gpu(kept: Path | None) -> str:
     except Exception as error:  # RuntimeManagementError のほか、通信や子プロセスの例外もある
         return f"切断できませんでした（{error}）。「ランタイム」→「ランタイムを接続解除して削除」を選んでください。"
     return "ランタイムを切断しました。"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 比べる（sweep）: 設定を変えた実行を並べます。元のモデル、SFT のあとのアダプタ、参照モデルの対数確率、DPO の前の成績
+# は、同じになる実行の間で一度だけ作り、shared フォルダを通して使い回します。
+
+SWEEP_METRICS = ("final_loss", "accuracy_after", "accuracy_train", "margin_after", "drift", "verdict", "train_seconds")
+
+
+def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", watch=None, report=print):
+    """grid の設定と seeds のすべての組を実行し、一回につき一行の表（`pandas.DataFrame`）を返します。
+
+    grid は {項目: 値のリスト}（すべての組み合わせ）か、{項目: 値} のリストです。seeds は学習の種です。表は、一回終わる
+    ごとに folder/results.csv に書きます。もう一度呼ぶと、終わっていないものだけを実行します。失敗した実行は、error の
+    列に理由を残して次へ進みます。watch は `train` と同じで、report には全体の進み具合を一文ずつ渡します。
+    """
+    import pandas as pd
+
+    folder, rows, waited = Path(folder), [], []
+    runs = [(varied, _varied(base_config, varied | {"seed": seed})) for varied in _combinations(grid) for seed in seeds]
+    for number, (varied, config) in enumerate(runs, 1):
+        started = time.perf_counter()
+        row, fresh = _sweep_row(config, folder, watch)
+        waited += [time.perf_counter() - started] if fresh else []
+        rows.append(varied | {"seed": config.seed} | row)
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_text(folder / "results.csv", pd.DataFrame(rows).to_csv(index=False))
+        left = (len(runs) - number) * sum(waited) / max(1, len(waited))
+        result = row["error"] or f"正解率 {row['accuracy_after']:.1%}、損失 {row['final_loss']:.3f}"
+        report(f"{number}/{len(runs)} {varied} 種 {config.seed}: {result}（残り約 {left:.0f} 秒）")
+    return pd.DataFrame(rows)
+
+
+def _combinations(grid) -> list[dict]:
+    from itertools import product
+
+    if isinstance(grid, dict):
+        return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    return list(grid)
+
+
+def _varied(config: Config, values: dict) -> Config:
+    if unknown := [name for name in values if name not in {f.name for f in fields(Config)}]:
+        raise HelperError(f"grid に、設定にない項目 {'、'.join(unknown)} があります。名前を確かめてください。")
+    return replace(config, **values)
+
+
+def _sweep_row(config: Config, folder: Path, watch) -> tuple[dict, bool]:
+    """(表の一行, 今回実行したかどうか) です。"""
+    import gc
+
+    import torch
+
+    row = dict.fromkeys((*SWEEP_METRICS, "accuracy_low", "accuracy_high", "ended", "chrf", "folder", "error"))
+    fresh = True
+    try:
+        pairs = prepare_pairs(config)
+        config = replace(config, output_dir=run_folder(config, pairs, folder))
+        fresh = not is_finished(config, pairs)
+        if fresh:
+            _run_sharing(config, pairs, folder / "shared", watch)
+        metrics = json.loads((Path(config.output_dir) / "metrics.json").read_text("utf-8"))
+        answers = metrics["answers"]["dpo"]
+        row |= {name: metrics[name] for name in SWEEP_METRICS}
+        row |= dict(zip(("accuracy_low", "accuracy_high"), metrics["accuracy_interval"], strict=True))
+        row |= {"ended": answers["ended"], "chrf": answers["chrf_chosen"], "folder": config.output_dir}
+    except Exception as error:  # 何が起きても、残りの実行を続ける
+        row["error"] = f"{type(error).__name__}: {error}"
+    gc.collect()  # 終わった実行のモデルを、次の前に手放す
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return row, fresh
+
+
+def _run_sharing(config: Config, pairs, shared: Path, watch) -> None:
+    """一回を、最後まで実行して保存します。共通のものは shared から写し、なければ shared に残します。"""
+    folder, start = Path(config.output_dir), _start_name(config, pairs)
+    parts = {"base": shared / f"base-{config.data_seed}-{config.eval_fraction}", "warmup": shared / start}
+    lock = _claim_folder(folder, config, _identity(config, pairs))
+    for name, source in parts.items():
+        if _is_whole(source) and not (folder / name).is_dir():
+            _copy(source, folder / name)
+    lock.release()
+    run = train(config, pairs, watch, shared=shared)
+    shared.mkdir(exist_ok=True)
+    for name, target in parts.items():
+        if (folder / name).is_dir() and not _is_whole(target):
+            _copy(folder / name, target)
+    note = shared / f"{start}.txt"  # 始まりが同じで、最初に終わった実行の名前
+    first = folder.parent / note.read_text("utf-8") if note.exists() else folder
+    evaluate_run(run, first if (first / "metrics.json").is_file() else None)
+    save_run(run)
+    _save_text(note, folder.name)
+    run.lock.release()
+
+
+def _start_name(config: Config, pairs) -> str:
+    """DPO の直前まで（元のモデル、SFT のあとのアダプタ、参照モデル）が同じになる実行に、共通の名前です。"""
+    later = {"beta", "loss_type", "label_smoothing", "sft_weight", "num_train_epochs"}
+    if config.resolved().sft_epochs == 0:
+        later |= {"learning_rate", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps"}
+    defaults = {f.name: f.default for f in fields(Config) if f.name in later}
+    return _identity(replace(config, **defaults), pairs)[:16]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

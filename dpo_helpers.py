@@ -2087,7 +2087,7 @@ def _draw_curves(axis, groups: list, several_losses: bool) -> None:
     start = ("chance = 0.5", 0.5) if several_losses else ("ln 2 = 0.693", math.log(2))
     axis.axhline(start[1], color="0.4", linestyle=":", label=start[0])
     axis.set(xlabel="optimizer step", ylabel=key, title="Training (moving average)")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     axis.grid(alpha=0.3)
 
 

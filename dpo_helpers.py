@@ -79,11 +79,13 @@ class Config:
     max_grad_norm: float = _option(1.0, "勾配ノルムの上限（0 で切り詰めない）")
     beta: float = _option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）")
     loss_type: str = _option("sigmoid", "選好の損失の種類（TRL の名前。sigmoid が DPO の論文のもの）")
-    label_smoothing: float = _option(0.0, "印の誤りの割合の見込み（loss_type が robust と exo_pair のときだけ使う）")
+    label_smoothing: float = _option(0.0, "ラベルの誤りの割合の見込み（loss_type が robust か exo_pair のとき）")
     label_noise: float = _option(0.0, "実験用: 学習用の対のうち、わざと chosen と rejected を入れ替える割合")
+    train_share: float = _option(1.0, "実験用: 学習用の対のうち、学習に使う割合（検証用の対は変わらない）")
     sft_weight: float = _option(16.0, "選好の損失に足す、よい回答の SFT の損失の重み（0 で足さない）")
     lora_r: int | None = _option(None, "LoRA のランク")
     lora_alpha: float | None = _option(None, "LoRA の α（出力を α/r 倍する）")
+    report_to: str = _option("none", "DPO の記録を送る先（none、tensorboard、trackio、wandb など）")
     output_dir: str = _option("dpo_output", "結果を置くフォルダ")
 
     def __post_init__(self):
@@ -104,14 +106,37 @@ def config_table(config: Config):
     """結果を左右する設定の、名前、値、説明の表（`pandas.DataFrame`）です。"""
     import pandas as pd
 
-    shown = [f for f in fields(Config) if f.name != "output_dir"]
+    shown = [f for f in fields(Config) if f.name not in ("output_dir", "report_to")]
     rows = [(f.name, str(getattr(config.resolved(), f.name)), f.metadata["help"]) for f in shown]
     return pd.DataFrame(rows, columns=["名前", "値", "説明"])
 
 
+def load_config(path) -> Config:
+    """設定のファイル（実行のフォルダの config.json や、`best_config` の結果）を Config にします。
+
+    output_dir は既定の値になります。読めないファイルと、設定にない項目は HelperError です。
+    """
+    try:
+        settings = json.loads(Path(path).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise HelperError(
+            f"設定のファイル {path} を読めません（{type(error).__name__}）。JSON のファイルのパスを指定してください。"
+        ) from error
+    if not isinstance(settings, dict):
+        raise HelperError(f"設定のファイル {path} の中身が {type(settings).__name__} です。辞書にしてください。")
+    settings = {name: value for name, value in settings.items() if name not in ("identity", "output_dir")}
+    _refuse_unknown(settings, f"設定のファイル {path}")
+    return Config(**settings)
+
+
+def _refuse_unknown(names, place: str) -> None:
+    if unknown := [str(name) for name in names if name not in {f.name for f in fields(Config)}]:
+        raise HelperError(f"{place} に、設定にない項目 {'、'.join(unknown)} があります。名前を確かめてください。")
+
+
 _AT_LEAST = {"num_pairs": 20, "max_length": 16, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
              "lora_r": 1, "data_seed": 0, "seed": 0, "sft_epochs": 0, "sft_weight": 0, "max_grad_norm": 0}  # fmt: skip
-_POSITIVE = ("learning_rate", "num_train_epochs", "beta", "lora_alpha")
+_POSITIVE = ("learning_rate", "num_train_epochs", "beta", "lora_alpha", "train_share")
 
 
 def _check_config(config: Config) -> None:
@@ -134,6 +159,8 @@ def _check_config(config: Config) -> None:
     for name in ("label_smoothing", "label_noise"):
         if not 0 <= getattr(config, name) < 0.5:
             raise HelperError(f"{name} が {getattr(config, name)!r} です。0 以上 0.5 未満の値を指定してください。")
+    if config.train_share > 1:
+        raise HelperError(f"train_share が {config.train_share!r} です。1 以下の値を指定してください。")
     if not 0 < config.eval_fraction < 0.9:
         raise HelperError(f"eval_fraction が {config.eval_fraction!r} です。0 と 0.9 の間の値を指定してください。")
 
@@ -1236,7 +1263,7 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=
     started, config = time.perf_counter(), config.resolved()
     pairs = prepare_pairs(config) if pairs is None else load_pairs(pairs)
     train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
-    train_pairs = _flip(train_pairs, config.label_noise, config.data_seed)
+    train_pairs = _flip(_share(train_pairs, config), config.label_noise, config.data_seed)
     folder = Path(config.output_dir)
     if is_finished(config, pairs):
         if report:
@@ -1244,6 +1271,7 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=
         run = load_run(folder)
         _show_end(watch, run.history, config, run.timing)
         return run
+    _refuse_missing_tracker(config.report_to)
     if base is None or hasattr(base[0], "peft_config"):  # 止めた学習のあとの base は、もう LoRA を含んでいる
         base = load_model(config, watch)
     base, tokenizer = base
@@ -1260,12 +1288,22 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=
     keep = _drive_keeper(folder, drive, report)
     keep(folder, "start")
     data = _shuffled(train_pairs, config.seed).select_columns(list(PAIR_COLUMNS))
-    known = shared and shared / f"{_start_name(config, pairs)}-reference"
+    known = shared and _share_start(config, pairs, shared)
     history, timing = _preference_tune(model, tokenizer, data, config, folder, watch, keep, known)
     timing["total_seconds"] = time.perf_counter() - started
     if timing["resumed_from_step"] == history[-1]["step"]:  # 更新は、前にすべて終わっていた
         _show_end(watch, history, config, timing)
     return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, lock=lock)
+
+
+def _refuse_missing_tracker(name: str) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    if name not in ("none", *(usable := get_available_reporting_integrations())):
+        raise HelperError(
+            f"report_to が {name!r} ですが、使えません（使えるもの: {'、'.join(('none', *usable))}）。そのパッケージを "
+            "pip install で加えるか、none を指定してください。"
+        )
 
 
 def _common_args(config: Config, folder, **options) -> dict:
@@ -1361,6 +1399,10 @@ def _preference_tune(model, tokenizer, data, config: Config, folder: Path, watch
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _to_full_precision(trainer)
     seconds = time.perf_counter() - started
+    if config.report_to == "wandb":  # Transformers は終わらせないので、次の実行の記録がここに混ざる
+        import wandb
+
+        wandb.finish()
     steps = trainer.state.global_step - first_step
     pairs_seen = min(steps * config.effective_batch_size, round(len(data) * config.num_train_epochs))
     history = [row for row in trainer.state.log_history if "loss" in row]
@@ -1386,13 +1428,13 @@ def _preference_trainer(model, tokenizer, data, config: Config, folder: Path, kn
         loss_weights=[1.0, config.sft_weight] if config.sft_weight else [1.0],
         precompute_ref_log_probs=not is_known, precompute_ref_batch_size=32,
         save_strategy="steps", save_steps=50, save_total_limit=2, train_sampling_strategy="sequential",
+        report_to=config.report_to, run_name=folder.name,
     )  # fmt: skip
     if is_known:
         data = concatenate_datasets([data, load_from_disk(known)], axis=1)
     trainer = DPOTrainer(model, args=DPOConfig(**args), train_dataset=data, processing_class=tokenizer)
     trainer.precompute_ref_logps = True  # known から読んだときも、データの列の値を使わせる
     if known is not None and not is_known:
-        known.parent.mkdir(parents=True, exist_ok=True)
         columns = trainer.train_dataset.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
         _save_whole(known, columns.save_to_disk)
     return trainer
@@ -1425,11 +1467,20 @@ def _shuffled(pairs, seed: int):
     return pairs.select(order + list(range(len(order), len(pairs))))  # 奇数のときに余る一行は最後
 
 
+def _share(pairs, config: Config):
+    """config.train_share の割合の対を選びます。鏡の組は離しません。"""
+    if config.train_share == 1:
+        return pairs
+    count = max(2, round(config.train_share * len(pairs) / 2) * 2)
+    return _shuffled(pairs, config.data_seed).select(range(min(count, len(pairs))))
+
+
 def _flip(pairs, share: float, seed: int):
     """share の割合の対で、chosen と rejected を入れ替えます。どれを入れ替えるかは、種で決まります。"""
     if not share:
         return pairs
-    flipped = set(random.Random(seed).sample(range(len(pairs)), round(share * len(pairs))))
+    rng = random.Random(f"flip-{seed}")  # `_shuffled` と同じ乱数の列だと、入れ替えた対が学習の最後に集まってしまう
+    flipped = set(rng.sample(range(len(pairs)), round(share * len(pairs))))
     swap = lambda row, i: {"chosen": row["rejected"], "rejected": row["chosen"]} if i in flipped else {}  # noqa: E731
     with _quiet():
         return pairs.map(swap, with_indices=True)
@@ -1893,7 +1944,7 @@ def judge(metrics: dict) -> tuple[str, str]:
 COLUMN_NAMES = {
     "prompt": "質問", "chosen": "よい回答（chosen）", "rejected": "よくない回答（rejected）", "flaw": "欠点",
     "gap_before": "差（前）", "gap_after": "差（後）", "margin": "マージン",
-    "base": "元のモデル", "warmup": "SFT のあと", "dpo": "DPO のあと",
+    "base": "元のモデル", "warmup": "SFT のあと", "dpo": "DPO のあと", "dpo_left": "左の実行", "dpo_right": "右の実行",
 }  # fmt: skip
 
 
@@ -2047,77 +2098,110 @@ def plot_margins(run: Run):
 
 STYLES = ("-", "--", "-.", ":")  # 白黒でも見分けられるように、色と線の形と印を、そろえて変える
 MARKERS = "osD^vP"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # 色覚によらず見分けやすい Okabe-Ito の色
+SHOWN = {"accuracy_after": ("Held-out accuracy", "{:.1%}"), "chrf": ("Answers: chrF to chosen", "{:.1f}")}  # 題と書式
 
 
 def plot_sweep(results):
-    """`sweep` の表の図を返します。左は学習の経過の重ね描き、右は検証の正解率で、最もよいものに星を付けます。
+    """`sweep` の表の図を返します。左から、学習の経過、検証の正解率（最大に星）、検証の回答の chosen との chrF です。
 
-    二つの数の項目を変えたときの右は、色の表（ヒートマップ）です。ほかは、種の平均に、種ごとの最小と最大（種が一つなら
-    95 % 区間）の棒を付けます。
+    二つの数の項目のすべての組を変えたときは、正解率と chrF を色の表（ヒートマップ）にします。ほかは、種の平均に、種ごと
+    の最小と最大の棒を付けます（種が一つなら、正解率だけに 95 % 区間）。縦の短い線は、学習用の対での正解率です。
     """
     from matplotlib.figure import Figure
 
-    varied = list(results.columns[: results.columns.get_loc("seed")])
-    done = results[results["error"].isna()]
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
-    curves, summary = figure.subplots(1, 2)
-    groups = [(_label(varied, key), rows) for key, rows in done.groupby(varied, sort=False, dropna=False)]
+    varied = _varied(results)
+    labels, groups = zip(*_groups(results), strict=True)
+    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    curves, *summaries = figure.subplots(1, 3, width_ratios=(5, 4, 3))
     _draw_curves(curves, groups, "loss_type" in varied)
-    if len(varied) == 2 and all(done[name].map(lambda v: isinstance(v, (int, float))).all() for name in varied):
-        _draw_heat_map(summary, done.pivot_table("accuracy_after", *varied))
-    else:
-        _draw_means(summary, groups)
+    if len(varied) == 2 and results[varied].map(lambda value: isinstance(value, (int, float))).all(axis=None):
+        tables = [results.pivot_table(key, *varied) for key in SHOWN]
+        if tables[0].size == len(groups):  # すべての組み合わせがある
+            for axis, key, table in zip(summaries, SHOWN, tables, strict=True):
+                _draw_heat_map(axis, table, *SHOWN[key])
+            curves.legend(labels, fontsize=8)
+            return figure
+    for axis, key in zip(summaries, SHOWN, strict=True):
+        _draw_means(axis, groups, key)
+    summaries[0].set_yticks(range(len(groups)), [label.replace(", ", "\n") or "default" for label in labels])
+    summaries[1].set_yticks([])
     return figure
 
 
-def _label(names: list, key) -> str:
+def _varied(results) -> list[str]:
+    """表の、変えた項目の列です。"""
+    return list(results.columns[: results.columns.get_loc("seed")])
+
+
+def _groups(results) -> list[tuple]:
+    """終わった実行を、種のほかは同じ設定ごとに、(設定の呼び名, 行) にまとめます。"""
+    _refuse_failed(results)
+    varied, done = _varied(results), results[results["error"].isna()]
+    groups = [rows for _, rows in done.groupby(varied, sort=False, dropna=False)] if varied else [done]
+    return [(_label(varied, rows[varied].iloc[0]), rows) for rows in groups]
+
+
+def _label(names, values) -> str:
     return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                     for name, value in zip(names, key, strict=True) if value == value)  # fmt: skip
+                     for name, value in zip(names, values, strict=True) if value == value)  # fmt: skip
 
 
 def _draw_curves(axis, groups: list, several_losses: bool) -> None:
-    """それぞれの設定の、最初の種の経過です。損失の種類を変えたときは、損失どうしを比べられないので、正解率を描きます。"""
+    """それぞれの設定の、最初の種の経過です。損失の種類を変えたときは、損失どうしを比べられないので、正解率を描きます。
+
+    横軸は学習の進み（％）です。更新の回数が違う設定も、重ねて見られます。
+    """
     key = "rewards/accuracies" if several_losses else "loss/preference"
-    for i, (label, rows) in enumerate(groups):
-        history = _read_lines(Path(rows["folder"].iloc[0]) / "history.jsonl")
+    histories = [_read_lines(Path(rows["folder"].iloc[0]) / "history.jsonl") for rows in groups]
+    for i, history in enumerate(histories):
         window = max(1, len(history) // 8)
         values = [recent(history[:n], key, 1, window) for n in range(1, len(history) + 1)]
-        axis.plot([row["step"] for row in history], values, STYLES[i % 4], color=f"C{i % 10}", marker=MARKERS[i % 6],
-                  markevery=(0.1 * (i % 5), 0.25), label=label)  # fmt: skip
-    start = ("chance = 0.5", 0.5) if several_losses else ("ln 2 = 0.693", math.log(2))
-    axis.axhline(start[1], color="0.4", linestyle=":", label=start[0])
-    axis.set(xlabel="optimizer step", ylabel=key, title="Training (moving average)")
-    axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+        progress = [100 * row["step"] / history[-1]["step"] for row in history]
+        axis.plot(progress, values, STYLES[i % 4], color=COLORS[i % 6], marker=MARKERS[i % 6],
+                  markevery=(0.1 * (i % 5), 0.25))  # fmt: skip
+    start = 0.5 if several_losses else histories[0][0][key]  # sigmoid なら ln 2
+    name = "chance" if several_losses else "first loss"
+    axis.axhline(start, color="0.4", linestyle=":")
+    axis.annotate(f"{name} = {start:.3g}", (0, start), (0, 3), textcoords="offset points", fontsize=8)
+    axis.set(xlabel="training progress (%)", ylabel=key, title="Training (moving average, first seed)")
     axis.grid(alpha=0.3)
 
 
-def _draw_heat_map(axis, table) -> None:
-    image = axis.imshow(table, cmap="cividis", aspect="auto")
-    best, middle = table.to_numpy().max(), (table.to_numpy().max() + table.to_numpy().min()) / 2
-    for y, row in enumerate(table.to_numpy()):
+def _draw_heat_map(axis, table, title: str, form: str) -> None:
+    image, values = axis.imshow(table, cmap="cividis", aspect="auto"), table.to_numpy()
+    best, middle = values.max(), (values.max() + values.min()) / 2
+    for y, row in enumerate(values):
         for x, value in enumerate(row):
-            star = "\n★" if value == best else ""
-            axis.text(x, y, f"{value:.1%}{star}", ha="center", va="center", color="k" if value > middle else "w")
+            text = form.format(value) + ("\n★" if value == best else "")
+            axis.text(x, y, text, ha="center", va="center", color="k" if value > middle else "w")
     axis.set_xticks(range(table.shape[1]), [f"{value:g}" for value in table.columns])
     axis.set_yticks(range(table.shape[0]), [f"{value:g}" for value in table.index])
-    axis.set(xlabel=table.columns.name, ylabel=table.index.name, title="Held-out accuracy (★ best)")
+    axis.set(xlabel=table.columns.name, ylabel=table.index.name, title=f"{title} (★ best)")
     axis.figure.colorbar(image, ax=axis)
 
 
-def _draw_means(axis, groups: list) -> None:
-    means = [rows["accuracy_after"].mean() for _, rows in groups]
-    for y, (mean, (_, rows)) in enumerate(zip(means, groups, strict=True)):
-        seeds = rows["accuracy_after"]
-        low, high = (seeds.min(), seeds.max()) if len(rows) > 1 else rows[["accuracy_low", "accuracy_high"]].iloc[0]
-        axis.plot([low, high], [y, y], color="C0", linewidth=3, alpha=0.5)
-        best = mean == max(means)
-        axis.plot(mean, y, "*" if best else "o", color="C1" if best else "C0", markersize=16 if best else 7)
-    several = any(len(rows) > 1 for _, rows in groups)
-    axis.set_yticks(range(len(groups)), [label for label, _ in groups])
-    axis.invert_yaxis()
-    axis.axvline(0.5, color="0.4", linestyle=":")
-    bars = "mean, min and max over seeds" if several else "95% interval"
-    axis.set(xlim=(0, 1.02), xlabel=f"accuracy ({bars})", title="Held-out accuracy (★ best)")
+def _draw_means(axis, groups: list, key: str) -> None:
+    """色と印は `_draw_curves` の線とそろえるので、縦軸の名前が線の凡例を兼ねます。"""
+    title, form = SHOWN[key]
+    is_rate, several = key == "accuracy_after", any(len(rows) > 1 for rows in groups)
+    means = [rows[key].mean() for rows in groups]
+    for y, (mean, rows) in enumerate(zip(means, groups, strict=True)):
+        color, star = COLORS[y % 6], " ★" if is_rate and mean == max(means) else ""
+        axis.plot(mean, y, MARKERS[y % 6], color=color)
+        axis.annotate(form.format(mean) + star, (mean, y), (0, 8), textcoords="offset points", ha="right", fontsize=9)
+        if several or is_rate:
+            ends = rows[key].agg(["min", "max"]) if several else rows[["accuracy_low", "accuracy_high"]].iloc[0]
+            axis.plot(ends, [y, y], color=color, linewidth=4, alpha=0.4)
+        if is_rate:
+            axis.plot(rows["accuracy_train"].mean(), y, "|", color="0.2", markersize=14)
+    if is_rate:
+        bars = "bar: min to max over seeds" if several else "bar: 95% interval"
+        axis.set(xlim=(0, 1.05), xlabel=f"accuracy ({bars}, |: training pairs)", title=f"{title} (★ best)")
+        axis.axvline(0.5, color="0.4", linestyle=":")
+    else:
+        axis.set(xlim=(0, 105), xlabel="chrF (0 to 100, higher: closer to chosen)", title=title)
+    axis.set_ylim(len(groups) - 0.5, -0.7)
     axis.grid(axis="x", alpha=0.3)
 
 
@@ -2125,7 +2209,7 @@ def _draw_means(axis, groups: list) -> None:
 # 保存と読み込み: 何でも仮の名前に書いてから名前を変えるので、途中で切れても書きかけは残りません。
 
 
-_NOT_HASHED = ("output_dir", "dataset")  # データは、名前ではなく中身で見分ける
+_NOT_HASHED = ("output_dir", "dataset", "report_to")  # データは、名前ではなく中身で見分ける
 
 
 def _identity(config: Config, pairs) -> str:
@@ -2242,8 +2326,7 @@ def load_run(folder) -> Run:
     folder = Path(folder)
     if not (folder / "metrics.json").is_file():
         raise HelperError(f"フォルダ {folder} に結果（metrics.json）がありません。保存まで終えた実行が要ります。")
-    settings = json.loads((folder / "config.json").read_text("utf-8"))
-    config = Config(**{f.name: settings[f.name] for f in fields(Config)} | {"output_dir": str(folder)})
+    config = replace(load_config(folder / "config.json"), output_dir=str(folder))
     base, tokenizer = load_model(config)
     with _quiet():
         model = PeftModel.from_pretrained(base, folder / "adapter")
@@ -2595,48 +2678,56 @@ def release_gpu(kept: Path | None) -> str:
 # 比べる（sweep）: 設定を変えた実行を並べます。元のモデル、SFT のあとのアダプタ、参照モデルの対数確率、DPO の前の成績
 # は、同じになる実行の間で一度だけ作り、shared フォルダを通して使い回します。
 
-SWEEP_METRICS = ("final_loss", "accuracy_after", "accuracy_train", "margin_after", "drift", "verdict", "train_seconds")
+SWEEP_METRICS = ("final_loss", "accuracy_after", "accuracy_train", "margin_after", "drift", "verdict", "train_seconds",
+                 "total_seconds", "pairs_per_second", "peak_memory_gb", "eval_pairs")  # fmt: skip
 
 
-def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", watch=None, report=print):
+def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results", watch=None, report=print, drive=None):
     """grid の設定と seeds のすべての組を実行し、一回につき一行の表（`pandas.DataFrame`）を返します。
 
     grid は {項目: 値のリスト}（すべての組み合わせ）か、{項目: 値} のリストです。seeds は学習の種です。表は、一回終わる
-    ごとに folder/results.csv に書きます。もう一度呼ぶと、終わっていないものだけを実行します。失敗した実行は、error の
-    列に理由を残して次へ進みます。watch は `train` と同じで、report には全体の進み具合を一文ずつ渡します。
+    ごとに folder/<name>.csv に書きます。もう一度呼ぶと、終わっていないものだけを実行します。同じ folder では、設定と
+    データの同じ実行を、ほかの表とも使い回します。失敗した実行は、error の列に理由を残して次へ進みます。watch は
+    `train` と同じで、report には全体の進み具合を一文ずつ渡します。drive は、終わった実行をコピーし、このマシンに
+    なければそこから戻すフォルダ（`connect_drive`）です。
     """
     import pandas as pd
 
     folder, rows, waited = Path(folder), [], []
-    runs = [(varied, _varied(base_config, varied | {"seed": seed})) for varied in _combinations(grid) for seed in seeds]
+    runs = _planned(base_config, grid, seeds)
+    names = list(dict.fromkeys(name for varied, _ in runs for name in varied))
     for number, (varied, config) in enumerate(runs, 1):
         started = time.perf_counter()
-        row, fresh = _sweep_row(config, folder, watch)
+        row, fresh = _sweep_row(config, folder, watch, report, drive)
         waited += [time.perf_counter() - started] if fresh else []
-        rows.append(varied | {"seed": config.seed} | row)
+        shown = {name: getattr(config.resolved(), name) if name in varied else None for name in names}
+        rows.append(shown | {"seed": config.seed} | row)
         folder.mkdir(parents=True, exist_ok=True)
-        _save_text(folder / "results.csv", pd.DataFrame(rows).to_csv(index=False))
+        _save_text(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
         left = (len(runs) - number) * sum(waited) / max(1, len(waited))
         result = row["error"] or f"正解率 {row['accuracy_after']:.1%}、損失 {row['final_loss']:.3f}"
-        report(f"{number}/{len(runs)} {varied} 種 {config.seed}: {result}（残り約 {left:.0f} 秒）")
+        setting = _label(varied, varied.values()) or "初めの設定"
+        note = f"残り約 {left:.0f} 秒" if fresh else "保存した結果"
+        report(f"{number}/{len(runs)} {setting}、種 {config.seed}: {result}（{note}）")
     return pd.DataFrame(rows)
 
 
-def _combinations(grid) -> list[dict]:
+def _planned(base_config: Config, grid, seeds) -> list[tuple[dict, Config]]:
+    """実行する順の、(変えた項目, 設定) のリストです。"""
     from itertools import product
 
     if isinstance(grid, dict):
-        return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-    return list(grid)
+        if single := [name for name, values in grid.items() if not isinstance(values, (list, tuple, range))]:
+            raise HelperError(f"grid の {'、'.join(single)} が一つの値です。[値, 値] のように、リストにしてください。")
+        grid = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    for varied in grid:
+        _refuse_unknown(varied, "grid")
+        if fixed := {"seed", "output_dir"} & set(varied):
+            raise HelperError(f"grid に {'、'.join(fixed)} があります。種は seeds、置き場は folder で渡してください。")
+    return [(varied, replace(base_config, **varied, seed=seed)) for varied in grid for seed in seeds]
 
 
-def _varied(config: Config, values: dict) -> Config:
-    if unknown := [name for name in values if name not in {f.name for f in fields(Config)}]:
-        raise HelperError(f"grid に、設定にない項目 {'、'.join(unknown)} があります。名前を確かめてください。")
-    return replace(config, **values)
-
-
-def _sweep_row(config: Config, folder: Path, watch) -> tuple[dict, bool]:
+def _sweep_row(config: Config, folder: Path, watch, report, drive) -> tuple[dict, bool]:
     """(表の一行, 今回実行したかどうか) です。"""
     import gc
 
@@ -2644,45 +2735,67 @@ def _sweep_row(config: Config, folder: Path, watch) -> tuple[dict, bool]:
 
     row = dict.fromkeys((*SWEEP_METRICS, "accuracy_low", "accuracy_high", "ended", "chrf", "folder", "error"))
     fresh = True
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     try:
         pairs = prepare_pairs(config)
         config = replace(config, output_dir=run_folder(config, pairs, folder))
-        fresh = not is_finished(config, pairs)
+        here = Path(config.output_dir)
+        there = drive and drive / folder.name / here.name
+        fresh = not is_finished(config, pairs) and not (there and _fetch(there, None, here, _identity(config, pairs)))
         if fresh:
             _run_sharing(config, pairs, folder / "shared", watch)
-        metrics = json.loads((Path(config.output_dir) / "metrics.json").read_text("utf-8"))
+        if there and not (there / "DONE").exists():
+            _copy_finished(here, there, report)
+        metrics = json.loads((here / "metrics.json").read_text("utf-8"))
         answers = metrics["answers"]["dpo"]
         row |= {name: metrics[name] for name in SWEEP_METRICS}
         row |= dict(zip(("accuracy_low", "accuracy_high"), metrics["accuracy_interval"], strict=True))
         row |= {"ended": answers["ended"], "chrf": answers["chrf_chosen"], "folder": config.output_dir}
     except Exception as error:  # 何が起きても、残りの実行を続ける
-        row["error"] = f"{type(error).__name__}: {error}"
-    gc.collect()  # 終わった実行のモデルを、次の前に手放す
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        row["error"] = str(error) if isinstance(error, HelperError) else f"{type(error).__name__}: {error}"
+    if fresh:
+        gc.collect()  # 終わった実行のモデルを、次の前に手放す
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return row, fresh
 
 
+def _share_start(config: Config, pairs, shared: Path) -> Path:
+    """DPO の直前までのものを shared に残し、参照モデルの対数確率の置き場を返します。"""
+    shared.mkdir(exist_ok=True)
+    for name, there in _shared_parts(config, pairs, shared).items():
+        if not _is_whole(there):
+            _copy(Path(config.output_dir) / name, there)
+    return shared / f"{_start_name(config, pairs)}-reference"
+
+
 def _run_sharing(config: Config, pairs, shared: Path, watch) -> None:
-    """一回を、最後まで実行して保存します。共通のものは shared から写し、なければ shared に残します。"""
-    folder, start = Path(config.output_dir), _start_name(config, pairs)
-    parts = {"base": shared / f"base-{config.data_seed}-{config.eval_fraction}", "warmup": shared / start}
+    """一回を、最後まで実行して保存します。共通のものは shared から写します（なければ `train` が残します）。"""
+    folder = Path(config.output_dir)
     lock = _claim_folder(folder, config, _identity(config, pairs))
-    for name, source in parts.items():
+    for name, source in _shared_parts(config, pairs, shared).items():
         if _is_whole(source) and not (folder / name).is_dir():
             _copy(source, folder / name)
     lock.release()
     run = train(config, pairs, watch, shared=shared)
-    shared.mkdir(exist_ok=True)
-    for name, target in parts.items():
-        if (folder / name).is_dir() and not _is_whole(target):
-            _copy(folder / name, target)
-    note = shared / f"{start}.txt"  # 始まりが同じで、最初に終わった実行の名前
+    note = shared / f"{_start_name(config, pairs)}.txt"  # 始まりが同じで、最初に終わった実行の名前
     first = folder.parent / note.read_text("utf-8") if note.exists() else folder
     evaluate_run(run, first if (first / "metrics.json").is_file() else None)
     save_run(run)
     _save_text(note, folder.name)
     run.lock.release()
+    for checkpoint in _checkpoints(folder / "checkpoints"):  # 終わった実行には要らず、何十回分にもなると場所を取る
+        shutil.rmtree(checkpoint)
+
+
+def _shared_parts(config: Config, pairs, shared: Path) -> dict[str, Path]:
+    """実行のフォルダの中の名前と、それを使い回す置き場です。"""
+    parts = {"warmup": shared / _start_name(config, pairs)}
+    if config.base_model == OFFLINE_TINY:  # 知識表を変えれば、元のモデルも変わる
+        made_from = f"{KNOWLEDGE}{config.data_seed}-{config.eval_fraction}"
+        parts["base"] = shared / f"base-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
+    return parts
 
 
 def _start_name(config: Config, pairs) -> str:
@@ -2690,8 +2803,130 @@ def _start_name(config: Config, pairs) -> str:
     later = {"beta", "loss_type", "label_smoothing", "sft_weight", "num_train_epochs"}
     if config.resolved().sft_epochs == 0:
         later |= {"learning_rate", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps"}
-    defaults = {f.name: f.default for f in fields(Config) if f.name in later}
-    return _identity(replace(config, **defaults), pairs)[:16]
+    return _identity(replace(config, **{name: getattr(Config, name) for name in later}), pairs)[:16]
+
+
+def _copy_finished(here: Path, there: Path, report) -> None:
+    try:
+        there.parent.mkdir(exist_ok=True)
+        _copy(here, there)
+    except OSError as error:
+        report(f"この実行を Google Drive に保存できませんでした（{error}）。このマシンには残っています。")
+
+
+def estimate_time(base_config: Config, grids, seeds=(42,), folder="sweep", watch=None, drive=None) -> tuple[int, float]:
+    """grids をすべて実行するときの、残りの (実行の数, 秒) を見積もります。
+
+    先に、少しの対だけの試しの実行（モデルの用意とダウンロードを含む）と、base_config の実行を済ませ、後者の時間を物差し
+    にします。学習は対の数 × エポック数に、ほかは対の数に比例し、モデルやランクの違いでは変わらないと見なします。
+    """
+    options = {"folder": folder, "watch": watch, "report": lambda text: None, "drive": drive}
+    trial = replace(base_config, dataset="builtin", num_pairs=TRIAL_PAIRS // 2)
+    tables = [sweep(config, [{}], seeds[:1], name=name, **options)
+              for name, config in (("trial", trial), ("default", base_config))]  # fmt: skip
+    for table in tables:
+        _refuse_failed(table)
+    measured = tables[1].iloc[0]
+    left, whole = {}, len(prepare_pairs(base_config))
+    for _, config in chain.from_iterable(_planned(base_config, grid, seeds) for grid in grids):
+        with contextlib.suppress(HelperError):  # 使えないデータの実行は、すぐに終わる
+            pairs = prepare_pairs(config)
+            here = Path(run_folder(config, pairs, folder))
+            if not is_finished(replace(config, output_dir=str(here)), pairs) and not (
+                drive and (drive / here.parent.name / here.name / "DONE").exists()
+            ):
+                seen = len(pairs) * (1 - config.eval_fraction) * config.train_share * config.num_train_epochs
+                rest = (measured["total_seconds"] - measured["train_seconds"]) * len(pairs) / whole
+                left[here] = seen / measured["pairs_per_second"] + rest
+    return len(left), sum(left.values())
+
+
+def _refuse_failed(results) -> None:
+    """一つも終わっていない表と、失敗した行だけの表は使えません。"""
+    if results["error"].notna().all():
+        raise HelperError(f"終わった実行がありません。最初の失敗の理由: {results['error'].iloc[0]}")
+
+
+def sweep_table(results):
+    """`sweep` の表を、設定ごとに種の平均を取った、読むための表にします（区間は 95 %。割合は文字）。"""
+    import pandas as pd
+
+    shown = []
+    for label, rows in _groups(results):
+        mean = rows.mean(numeric_only=True)
+        low, high = wilson_interval(mean["accuracy_after"] * mean["eval_pairs"], mean["eval_pairs"])
+        shown.append({
+            "設定": label or "初めの設定", "種の数": len(rows),
+            "最後の損失": f"{mean['final_loss']:.3f}", "検証の正解率": f"{mean['accuracy_after']:.1%}",
+            "その 95 % 区間": f"{low:.1%}〜{high:.1%}", "学習用の正解率": f"{mean['accuracy_train']:.1%}",
+            "マージン": f"{mean['margin_after']:.2f}", "chrF": f"{mean['chrf']:.1f}",
+            "書き終えた": f"{mean['ended']:.1%}",
+        })  # fmt: skip
+    return pd.DataFrame(shown)
+
+
+def compare_answers(left, right, count: int = 6):
+    """二つの実行のフォルダから、同じ検証用の質問への DPO のあとの回答を並べた表です。大きく違う順に並べます。"""
+    import pandas as pd
+
+    tables = []
+    for folder in (left, right):
+        if not (Path(folder) / "answers.jsonl").is_file():
+            raise HelperError(f"フォルダ {folder} に回答（answers.jsonl）がありません。終わった実行を選んでください。")
+        answers = pd.DataFrame(_read_lines(Path(folder) / "answers.jsonl"))
+        tables.append(answers[["prompt", "chosen", "dpo"]].drop_duplicates("prompt"))
+    both = tables[0].merge(tables[1].drop(columns="chosen"), on="prompt", suffixes=("_left", "_right"))
+    if both.empty:
+        raise HelperError("二つの実行に、同じ検証用の質問がありません。同じデータの実行を二つ指定してください。")
+    answers = zip(both["dpo_left"], both["dpo_right"], strict=True)
+    both["same"] = [100.0 if left == right else chrf(left, right) for left, right in answers]
+    return both.nsmallest(count, "same").drop(columns="same")
+
+
+_ABOUT_DATA = ("base_model", "dataset", "num_pairs", "data_seed", "eval_fraction", "label_noise", "train_share")
+
+
+def best_config(base_config: Config, results: list, path) -> tuple[Config, str]:
+    """`sweep` の表のリストから、検証の正解率が最もよい設定を選んで path に書き、(設定, 説明) を返します。
+
+    base_config と同じモデルとデータで、同じ数の種を終えた設定だけを比べ、種の平均を取ります。同じ正解率なら chrF で、
+    それも同じなら base_config を選びます。多くから一つを選ぶので、その正解率は、実際より少し高めに出ます。
+    """
+    import pandas as pd
+
+    groups = {}
+    for _, row in pd.concat(results).dropna(subset="folder").drop_duplicates("folder").iterrows():
+        config = _setting(load_config(Path(row["folder"]) / "config.json"))
+        groups.setdefault(config, []).append((row["accuracy_after"], row["chrf"], row["eval_pairs"]))
+    base = _setting(base_config)
+    if base not in groups:
+        raise HelperError("初めの設定の実行が表にありません。初めの設定も sweep で実行してください。")
+    means = {config: [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+             for config, rows in groups.items() if len(rows) == len(groups[base])
+             and all(getattr(config, name) == getattr(base, name) for name in _ABOUT_DATA)}  # fmt: skip
+    best = max(means, key=lambda config: (*means[config][:2], config == base))
+    changed = [name for name in asdict(best) if getattr(best, name) != getattr(base, name)]
+    setting = _label(changed, [getattr(best, name) for name in changed])
+    (low, high), (base_low, base_high) = (
+        wilson_interval(accuracy * n, n) for accuracy, _, n in (means[best], means[base])
+    )
+    text = f"検証の正解率は {means[best][0]:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）です。"
+    if not changed:
+        text = f"最もよかったのは、初めの設定です。{text}"
+    else:
+        text = f"最もよかった設定: {setting}。{text}"
+        text += f"初めの設定では {means[base][0]:.1%}（{base_low:.1%}〜{base_high:.1%}）です。"
+        if low <= base_high:
+            text += "区間が重なっているので、初めの設定よりよいとは言い切れません。"
+    best = replace(best, seed=base_config.seed)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    _save_text(Path(path), json.dumps(asdict(best), ensure_ascii=False, indent=2))
+    return best, text
+
+
+def _setting(config: Config) -> Config:
+    """種と置き場を除いた、比べるための設定です。"""
+    return replace(config.resolved(), seed=0, report_to="none", output_dir=Config.output_dir)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2723,7 +2958,10 @@ def parse_config(argv: list[str]) -> Config:
     )  # fmt: skip
     parser._optionals.title = "設定"
     parser.add_argument("-h", "--help", action="help", help="この説明を表示して終わる")
+    parser.add_argument("--config", help="設定のファイル（JSON。ほかの引数があれば、そちらを優先）")
     parser.error = _argument_error
+    if (path := parser.parse_known_args(argv)[0].config) is not None:
+        parser.set_defaults(**asdict(load_config(path)))
     config, *_, unknown = parser.parse_args_into_dataclasses(
         argv, look_for_args_file=False, return_remaining_strings=True
     )

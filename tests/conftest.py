@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:  # 並べて実行するときは、コアを取り合わないように、一つずつ使う
+    os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -69,10 +72,15 @@ def small_run(small_config):
 @pytest.fixture(scope="session")
 def offline_runs(tmp_path_factory):
     """README のコマンド 1 を、三つの種でそのまま実行した結果のフォルダです。"""
-    folder = tmp_path_factory.mktemp("offline")
-    for seed in SEEDS:
-        seeds = ("--seed", seed, "--data_seed", seed)
-        done = run_cli("--base_model", "offline-tiny", *seeds, "--output_dir", seed, cwd=folder)
-        assert done.returncode == 0, done.stderr[-3000:]
-        (folder / f"{seed}.txt").write_text(done.stdout)
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "offline"  # 並べても、一度だけ
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        for seed in SEEDS:
+            if (folder / f"{seed}.txt").exists():
+                continue
+            seeds = ("--seed", seed, "--data_seed", seed)
+            done = run_cli("--base_model", "offline-tiny", *seeds, "--output_dir", seed, cwd=folder)
+            assert done.returncode == 0, done.stderr[-3000:]
+            (folder / f"{seed}.txt").write_text(done.stdout)
     return {seed: folder / str(seed) for seed in SEEDS}

@@ -36,7 +36,8 @@ def test_recommended_values_follow_the_model_and_give_way_to_the_user():
         ("beta", 0.0), ("beta", -0.1), ("lora_r", 0), ("lora_alpha", 0.0), ("lora_alpha", -1.0), ("max_length", 1),
         ("per_device_train_batch_size", 0), ("gradient_accumulation_steps", -1), ("num_train_epochs", 0.0),
         ("sft_epochs", -1.0), ("sft_weight", -0.5), ("max_grad_norm", -1.0), ("base_model", ""), ("output_dir", ""),
-        ("data_seed", 1.5), ("loss_type", "sigmoidd"),
+        ("data_seed", 1.5), ("loss_type", "sigmoidd"), ("report_to", ""),
+        ("train_share", 0.0), ("train_share", -0.1), ("train_share", 1.5),
     ],
 )  # fmt: skip
 def test_bad_values_get_one_sentence_with_the_name_and_the_value(name, value):
@@ -80,6 +81,8 @@ def test_help_is_japanese_and_names_every_setting(tmp_path):
         (["--base_model", "offline-tiny", "--learning_rate", "fast"], ["learning_rate", "fast"]),
         (["--base_model", "offline-tiny", "--no_such_flag", "1"], ["no_such_flag"]),
         (["--base_model", "offline-tiny", "--dataset", "nothing.jsonl"], ["nothing.jsonl"]),
+        (["--config", "nothing.json"], ["nothing.json", "JSON"]),
+        (["--config", ""], ["設定のファイル"]),
     ],
 )
 def test_bad_use_ends_with_2_one_sentence_and_no_folder(arguments, expected, tmp_path, monkeypatch, capsys):

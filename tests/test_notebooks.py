@@ -1,11 +1,12 @@
 """ノートブックが、決まった形をしていて、空のフォルダに一つだけ置いても最後まで動くことを確かめます。"""
 
 import hashlib
+import json
 import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import nbformat
 import pytest
@@ -152,8 +153,13 @@ def test_first_notebook_runs_by_nbclient_and_the_picture_is_redrawn_in_place(off
 
 
 @pytest.mark.slow
-def test_without_a_gpu_another_model_gets_a_labelled_trial_run(small_base, tmp_path):
+def test_a_settings_file_is_used_and_without_a_gpu_another_model_gets_a_labelled_trial_run(small_config, tmp_path):
     notebook = read("colab_dpo_training.ipynb")
-    set_base_model(notebook, small_base)
+    best = tmp_path / "best_config.json"
+    best.write_text(json.dumps(asdict(small_config(beta=0.25, lora_alpha=None, lora_r=None))))
+    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    cell.source = cell.source.replace('config_file = ""', f'config_file = "{best.name}"')
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert "対だけなので、成績は参考になりません" in check_outputs(notebook)
+    (settings,) = (tmp_path / "runs").glob("*/config.json")
+    assert dpo.load_config(settings).beta == 0.25

@@ -80,6 +80,18 @@ def test_readme_has_both_commands_and_the_top_level_it_shows():
         assert name in README, f"{name} が README のファイルの一覧にありません"
 
 
+def test_the_size_of_a_run_of_dialogpt_on_drive_is_computed():
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    with torch.device("meta"):
+        model = GPT2LMHeadModel(GPT2Config())  # DialoGPT-small と同じ形
+    added = dpo.lora_table(model, dpo.RECOMMENDED["microsoft/DialoGPT-small"]["lora_r"])["lora_parameters"].sum()
+    megabytes = 2 * 4 * added / 1e6  # adapter と warmup、float32
+    assert f"一つ約 {megabytes:.0f} MB" in README
+    assert f"一回あたり約 {megabytes:.0f} MB" in (ROOT / "dpo_training_experiment.ipynb").read_text("utf-8")
+
+
 @pytest.mark.parametrize("package", dpo.PACKAGES)
 def test_requirements_admit_what_the_constraints_pin(package):
     from packaging.requirements import Requirement

@@ -22,6 +22,10 @@ import papermill
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+PARAMETERS = {
+    "colab_dpo_training.ipynb": {"base_model": "offline-tiny"}, "dpo_training_experiment.ipynb": {"budget": "quick"},
+}  # fmt: skip
+FIGURES = {"colab_dpo_training.ipynb": 4, "dpo_training_experiment.ipynb": 10}  # 少なくとも、これだけの図
 
 
 def make_environment(folder: Path) -> Path:
@@ -60,14 +64,15 @@ def run_alone(notebook: Path, folder: Path):
     """ノートブックを空の folder に写して実行し、(実行したノートブック, 表示された文字) を返します。"""
     folder.mkdir()
     copy = shutil.copy(notebook, folder)
-    parameters = {"base_model": "offline-tiny"}
     done = papermill.execute_notebook(
-        copy, folder / "out.ipynb", parameters, kernel_name="colab", cwd=folder, progress_bar=False
+        copy, folder / "out.ipynb", PARAMETERS[notebook.name], kernel_name="colab", cwd=folder, progress_bar=False
     )
     nbformat.validate(nbformat.from_dict(done))
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
     noise = [output.text for output in outputs if output.get("name") == "stderr"]
     assert not noise, f"利用者が何もできない表示があります: {noise}"
+    figures = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert figures >= FIGURES[notebook.name], f"図が {figures} 枚しかありません"
     return done, "".join(output.get("text", "") for output in outputs)
 
 

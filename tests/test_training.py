@@ -201,7 +201,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_adapter(moment, small_base,
         subprocess.run(command(whole), check=True, capture_output=True)
     broken = tmp_path / "broken"
     process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     marker = broken / moment if moment == "warmup" else broken / moment / "trainer_state.json"
     while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -142,5 +142,5 @@ def test_a_hundred_thousand_pairs_are_audited_in_bounded_time(rows, tokenizer, t
             for k in range(100) for row in rows]  # fmt: skip
     pairs, started = Dataset.from_list(many), time.perf_counter()
     found = dpo.audit_pairs(pairs, tokenizer, 140)
-    assert time.perf_counter() - started < 240  # ゆるい見張り。測った値は 1 分ほど
+    assert time.perf_counter() - started < 900  # ゆるい見張り。測った値は 1 分ほど
     assert {f["check"] for f in found} == {"length_rule", "ngram_rule"}

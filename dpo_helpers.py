@@ -1003,13 +1003,13 @@ def _variance(values: list[int]) -> float:
 
 def _token_faults(pairs, tokenizer, max_length: int, facts: dict, sample: int = 1000) -> dict[str, list[int]]:
     """トークンに直すとわかる誤りです。facts に最長の長さ longest を入れます。往復は最初の sample 対で見ます。"""
-    faults, eos = {"no_room": [], "over_long": [], "boundary": [], "round_trip": []}, tokenizer.eos_token or ""
+    faults = {"no_room": [], "over_long": [], "boundary": [], "round_trip": []}
     facts["longest"] = 0
     for start in range(0, len(pairs), sample):
         batch = pairs[start : start + sample]
-        prompts = tokenizer(batch["prompt"])["input_ids"]
-        sides = [tokenizer([f"{p}{a}{eos}" for p, a in zip(batch["prompt"], batch[side], strict=True)])["input_ids"]
-                 for side in ("chosen", "rejected")]  # fmt: skip
+        texts = [model_texts(batch["prompt"], batch[side], tokenizer) for side in ("chosen", "rejected")]
+        prompts = tokenizer([question for question, _ in texts[0]])["input_ids"]
+        sides = [tokenizer(list(map("".join, each)))["input_ids"] for each in texts]
         for i, (prompt, chosen, rejected) in enumerate(zip(prompts, *sides, strict=True), start):
             longest = max(len(chosen), len(rejected))
             facts["longest"] = max(facts["longest"], longest)
@@ -1019,8 +1019,9 @@ def _token_faults(pairs, tokenizer, max_length: int, facts: dict, sample: int = 
                 if wrong:
                     faults[name].append(i)
         if start == 0:
-            back = tokenizer.batch_decode(sides[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
             whole = [p + a for p, a in zip(batch["prompt"], batch["chosen"], strict=True)]
+            ids = tokenizer(whole)["input_ids"]
+            back = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
             same = (_question_key(b) == _question_key(w) for b, w in zip(back, whole, strict=True))
             faults["round_trip"] = [i for i, equal in enumerate(same) if not equal]
     return faults
@@ -1028,10 +1029,11 @@ def _token_faults(pairs, tokenizer, max_length: int, facts: dict, sample: int = 
 
 def token_lengths(pairs, tokenizer) -> dict[str, list[int]]:
     """質問と回答と終わりの印（EOS）を合わせたトークン数を、{"chosen": [...], "rejected": [...]} で返します。"""
-    eos = tokenizer.eos_token or ""
-    texts = {side: [f"{p}{a}{eos}" for p, a in zip(pairs["prompt"], pairs[side], strict=True)]
-             for side in ("chosen", "rejected")}  # fmt: skip
-    return {side: list(map(len, tokenizer(whole)["input_ids"])) for side, whole in texts.items()}
+    lengths = {}
+    for side in ("chosen", "rejected"):
+        texts = model_texts(pairs["prompt"], pairs[side], tokenizer)
+        lengths[side] = list(map(len, tokenizer(list(map("".join, texts)))["input_ids"]))
+    return lengths
 
 
 def finding_text(found: dict) -> str:
@@ -1114,12 +1116,44 @@ def load_model(config: Config, watch=None):
             f"モデル {config.base_model} を読み込めませんでした（{type(error).__name__}）。名前のつづりとネットワークを"
             "確かめるか、手元のモデルのフォルダ、または base_model=offline-tiny（ネットワーク不要）を指定してください。"
         ) from error
+    if tokenizer.eos_token is None:
+        raise HelperError(f"モデル {config.base_model} に、終わりの印（EOS）がありません。別のモデルにしてください。")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     limit = getattr(model.config, "max_position_embeddings", config.max_length)
     if config.max_length > limit:
         raise HelperError(f"max_length が {config.max_length} です。このモデルの上限 {limit} 以下にしてください。")
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return model.to(gpu if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def model_texts(prompts, answers, tokenizer) -> list[tuple[str, str]]:
+    """(質問, 回答) の組を、モデルに渡す文字列に直します。続ければ一つの文になり、回答は終わりの印（EOS）を含みます。
+
+    会話の役割（role）を使うチャットテンプレートがあれば、質問の文だけを取り出して、それに従います。なければ
+    `質問: …\n回答:` のままです（DialoGPT のテンプレートには、役割がありません）。
+    """
+    if "role" not in (tokenizer.chat_template or ""):
+        texts = zip(prompts, answers, strict=True)
+    else:
+        texts = (_in_template(_bare(p), a, tokenizer) for p, a in zip(prompts, answers, strict=True))
+    eos = tokenizer.eos_token
+    return [(question, answer if answer.endswith(eos) else answer + eos) for question, answer in texts]
+
+
+def _in_template(question: str, answer: str, tokenizer) -> tuple[str, str]:
+    render = partial(tokenizer.apply_chat_template, tokenize=False, enable_thinking=False)
+    messages = [{"role": "user", "content": question}]
+    start = render(messages, add_generation_prompt=True)
+    whole = render([*messages, {"role": "assistant", "content": answer}]).rstrip()
+    if not whole.startswith(start):
+        raise HelperError(
+            "このモデルのチャットテンプレートでは、質問までの文字列が、回答を付けると変わります。ほかのモデルを指定してください。"
+        )
+    answer, bos = whole[len(start) :], tokenizer.bos_token
+    if bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:  # BOS は、トークナイザが付ける
+        start = start.removeprefix(bos)
+    return start, answer
 
 
 def lora_table(model, r: int):
@@ -1251,20 +1285,21 @@ class Run:
     lock: object = None
 
 
-def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=None, shared=None) -> Run:
+def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=None) -> Run:
     """SFT で下地を作り、DPO で学習して、結果を `Run` で返します。途中で切れた実行は、同じ設定で呼べば続きから進みます。
 
     pairs を省くと config.dataset を使います。watch(status, history) は更新のたびに呼ばれます（`progress_bar` 参照）。
     base は `load_model` の返り値で、読み込み済みなら渡します。report には、データなどの注意を一文ずつ渡します。
-    drive は途中経過をコピーするフォルダ（`connect_drive`）、shared は `sweep` が使う共通の置き場です。
+    drive は途中経過をコピーするフォルダ（`connect_drive`）です。
     終わっている実行なら、保存した結果を返します。
     使えない設定・データ・モデル・フォルダは HelperError で、そのときフォルダは作られません。
     """
-    started, config = time.perf_counter(), config.resolved()
+    started, config, folder = time.perf_counter(), config.resolved(), Path(config.output_dir)
+    if not _processes().is_main_process:  # 書くのと知らせるのは、0 番のプロセスだけ
+        watch, report, drive = None, report and (lambda text: None), None
     pairs = prepare_pairs(config) if pairs is None else load_pairs(pairs)
     train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
     train_pairs = _flip(_share(train_pairs, config), config.label_noise, config.data_seed)
-    folder = Path(config.output_dir)
     if is_finished(config, pairs):
         if report:
             report("この設定の学習は終わっているので、保存した結果を使います。")
@@ -1272,28 +1307,37 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=
         _show_end(watch, run.history, config, run.timing)
         return run
     _refuse_missing_tracker(config.report_to)
-    if base is None or hasattr(base[0], "peft_config"):  # 止めた学習のあとの base は、もう LoRA を含んでいる
-        base = load_model(config, watch)
-    base, tokenizer = base
-    findings = audit_pairs(pairs, tokenizer, config.max_length, config.eval_fraction, config.data_seed)
-    refuse_errors(findings)
-    for found in findings:
-        if report and found["severity"] == "warning":
-            report(f"データの注意: {finding_text(found)}")
-    lock = _claim_folder(folder, config, _identity(config, pairs))
-    if config.base_model == OFFLINE_TINY and not (folder / "base").is_dir():
-        _save_whole(folder / "base", base.save_pretrained, tokenizer.save_pretrained)
-        base, tokenizer = load_model(config)  # 続きから始めたときと同じ重みで進む
-    model = _warm_up(base, tokenizer, train_pairs, config, folder, watch)
+    base, tokenizer, lock = _begin(config, pairs, base, watch, report)
     keep = _drive_keeper(folder, drive, report)
-    keep(folder, "start")
-    data = _shuffled(train_pairs, config.seed).select_columns(list(PAIR_COLUMNS))
-    known = shared and _share_start(config, pairs, shared)
-    history, timing = _preference_tune(model, tokenizer, data, config, folder, watch, keep, known)
+    model, history, timing = _tune(base, tokenizer, train_pairs, config, watch, report, keep)
     timing["total_seconds"] = time.perf_counter() - started
     if timing["resumed_from_step"] == history[-1]["step"]:  # 更新は、前にすべて終わっていた
         _show_end(watch, history, config, timing)
     return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, lock=lock)
+
+
+def _begin(config: Config, pairs, base, watch, report) -> tuple:
+    """モデルを用意し、データを点検してから、フォルダを自分のものにします。並べたプロセスでは、0 番が先です。"""
+    folder, processes = Path(config.output_dir), _processes()
+    if config.effective_batch_size % processes.num_processes:
+        raise HelperError(
+            f"一回の更新の {config.effective_batch_size} 対を {processes.num_processes} 個のプロセスに等分できません。"
+            "gradient_accumulation_steps を、プロセスの数の倍数にしてください。"
+        )
+    with processes.main_process_first():
+        if base is None or hasattr(base[0], "peft_config"):  # 止めた学習のあとの base は、もう LoRA を含んでいる
+            base = load_model(config, watch)
+        base, tokenizer = base
+        findings = audit_pairs(pairs, tokenizer, config.max_length, config.eval_fraction, config.data_seed)
+        refuse_errors(findings)
+        for found in findings:
+            if report and found["severity"] == "warning":
+                report(f"データの注意: {finding_text(found)}")
+        lock = processes.is_main_process and _claim_folder(folder, config, _identity(config, pairs))
+        if config.base_model == OFFLINE_TINY and not (folder / "base").is_dir():
+            _save_whole(folder / "base", base.save_pretrained, tokenizer.save_pretrained)
+            base, tokenizer = load_model(config)  # 続きから始めたときと同じ重みで進む
+    return base, tokenizer, lock
 
 
 def _refuse_missing_tracker(name: str) -> None:
@@ -1307,11 +1351,11 @@ def _refuse_missing_tracker(name: str) -> None:
 
 
 def _common_args(config: Config, folder, **options) -> dict:
-    """Transformers と TRL の Trainer に共通の指定です。"""
+    """Transformers と TRL の Trainer に共通の指定です。options が優先します。"""
     precision, _ = choose_precision()
     return {
         "output_dir": str(folder), "seed": config.seed, "learning_rate": config.learning_rate,
-        "max_grad_norm": config.max_grad_norm, "per_device_train_batch_size": config.effective_batch_size,
+        "max_grad_norm": config.max_grad_norm,
         "lr_scheduler_type": "linear", "warmup_steps": 0.1, "gradient_checkpointing": False,
         "bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": precision == "fp32",
         "dataloader_pin_memory": precision != "fp32", "logging_steps": 1, "report_to": "none",
@@ -1319,7 +1363,7 @@ def _common_args(config: Config, folder, **options) -> dict:
     } | options  # fmt: skip
 
 
-def _supervised(model, tokenizer, data, config: Config, watch) -> None:
+def _supervised(model, tokenizer, data, config: Config, watch, batching: dict) -> None:
     """model を、その場で SFT します。data の列は prompt と completion です。"""
     import tempfile
 
@@ -1327,7 +1371,8 @@ def _supervised(model, tokenizer, data, config: Config, watch) -> None:
     from trl import SFTConfig, SFTTrainer
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        args = _common_args(config, folder, max_length=config.max_length, num_train_epochs=config.sft_epochs)
+        options = {"max_length": config.max_length, "num_train_epochs": config.sft_epochs} | batching
+        args = _common_args(config, folder, **options)
         watcher = _watcher(watch, "SFT", config.effective_batch_size, {"peak_memory_gb": 0.0})
         trainer = SFTTrainer(
             model, args=SFTConfig(**args), train_dataset=data, processing_class=tokenizer, callbacks=[watcher]
@@ -1352,17 +1397,140 @@ def prepare_pairs(config: Config, most: int | None = None):
     return pairs.shuffle(seed=config.data_seed).select(range(most))
 
 
-def _warm_up(base, tokenizer, train_pairs, config: Config, folder: Path, watch):
-    """アダプタを付け、よい回答をまねさせます。済んでいれば、保存したものを読みます。
+def _processes():
+    """`accelerate launch` などで並べた、このプロセスの番号と数です（accelerate の PartialState）。"""
+    import torch
+    from accelerate import PartialState
 
-    DPO は「どちらがよいか」だけを教えるので、日本語を書けないモデルは、書けないまま差だけを広げます。先に同じアダプタで
-    SFT をしておくと、それが DPO の出発点と参照モデルになります。
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def _tune(base, tokenizer, train_pairs, config: Config, watch, report, keep) -> tuple:
+    """SFT と DPO を行い、(モデル, ログの行, 秒数など) を返します。
+
+    一度に計算する対は、一回の更新で使うすべてから始め、メモリが足りなければ半分にして、保存した所から続けます。
     """
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    folder, processes = Path(config.output_dir), _processes()
+    texts = _as_texts(train_pairs, tokenizer)
+    for batching in _batchings(config.effective_batch_size // processes.num_processes):
+        if report and batching["gradient_accumulation_steps"] > 1:
+            report(_smaller_text(batching))
+        model = _with_lora(base, config, folder / "warmup")
+        try:
+            if report and not (folder / "warmup").is_dir():
+                report(_estimate_text(estimate_training(model, tokenizer, texts, config, batching)))
+            _warm_up(model, tokenizer, texts, config, watch, batching)
+            with processes.main_process_first():
+                reference = _reference(model, tokenizer, train_pairs, config)
+            keep(folder, "start")
+            data = _with_reference(texts, reference["logp_warmup_chosen"], reference["logp_warmup_rejected"])
+            data = _shuffled(data, config.seed)
+            return model, *_preference_tune(model, tokenizer, data, config, batching, watch, keep)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if processes.num_processes > 1:  # ほかのプロセスは、知らずに待っている
+                raise HelperError(
+                    "メモリが足りません。プロセスを並べた実行では、一度に計算する対を自動で減らせません。max_length か "
+                    "lora_r を小さくするか、プロセスを増やしてください。"
+                ) from error
+        base = model.unload()
+        _free_memory()
+    raise HelperError(
+        "一対ずつにしても、メモリが足りません。max_length か lora_r を小さくするか、より小さいモデルにしてください。"
+    )
+
+
+def _as_texts(pairs, tokenizer):
+    """prompt・chosen・rejected を、モデルに渡す文字列に直した Dataset です。"""
+    from datasets import Dataset
+
+    chosen, rejected = (model_texts(pairs["prompt"], pairs[side], tokenizer) for side in ("chosen", "rejected"))
+    questions, chosen = zip(*chosen, strict=True)
+    return Dataset.from_dict({"prompt": questions, "chosen": chosen, "rejected": [answer for _, answer in rejected]})
+
+
+def _batchings(batch: int) -> list[dict]:
+    """Trainer への指定を、試す順に並べます: batch 対を一度に、その半分ずつ、…、一対ずつ、途中の値を捨てて一対ずつ。"""
+    sizes = [batch]
+    while sizes[-1] > 1:
+        sizes.append(max(size for size in range(1, sizes[-1] // 2 + 1) if batch % size == 0))
+    made = [{"per_device_train_batch_size": size, "gradient_accumulation_steps": batch // size} for size in sizes]
+    return [*made, made[-1] | {"gradient_checkpointing": True}]
+
+
+def _smaller_text(batching: dict) -> str:
+    size, times = batching["per_device_train_batch_size"], batching["gradient_accumulation_steps"]
+    how = "、途中の値を保存せずに計算し直して（gradient checkpointing）" if "gradient_checkpointing" in batching else ""
+    text = f"メモリが足りないので、一度に計算する対を {size} に減らし{how}、{times} 回分の勾配をためて続けます。"
+    return f"{text}結果は変わりません。"
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def estimate_training(model, tokenizer, data, config: Config, batching: dict) -> dict:
+    """学習率 0 で三回だけ更新して、SFT と DPO の秒数と、メモリの最大値（GiB）を見積もります。
+
+    一回目は最も長い対で、メモリを測ります。時間は、長さが中ほどの二回で測ります。SFT の一回は、一対につき片方の回答しか
+    読まないので、DPO の半分と見なします。
+    """
+    from transformers import PrinterCallback, TrainerCallback
+
+    ends, batch, folder = [], config.effective_batch_size, Path(config.output_dir) / "trial.tmp"
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            ends.append(time.perf_counter())
+
+    with _quiet():
+        options = batching | {"learning_rate": 0.0, "num_train_epochs": 1.0, "save_strategy": "no", "report_to": "none"}
+        rows = _trial_rows(data, batch)
+        rows = _with_reference(rows, [0.0] * len(rows), [0.0] * len(rows))
+        trainer = _preference_trainer(model, tokenizer, rows, config, folder, options)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Clock())
+        trainer.train()
+        _to_full_precision(trainer)
+    model.delete_adapter("ref")
+    shutil.rmtree(folder, ignore_errors=True)
+    step, steps = (ends[-1] - ends[0]) / (len(ends) - 1), math.ceil(len(data) / batch)
+    sft, dpo = config.sft_epochs * steps * step / 2, config.num_train_epochs * steps * step
+    return {"sft_seconds": sft, "dpo_seconds": dpo, "memory_gb": _memory_gb()}
+
+
+def _trial_rows(data, batch: int):
+    """最も長い対の一回分と、長さが中ほどの二回分です。"""
+    answers = zip(data["prompt"], data["chosen"], data["rejected"], strict=True)
+    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in answers]
+    longest = sorted(range(len(data)), key=lengths.__getitem__)[-batch:]
+    starts = sorted(range(0, len(data), batch), key=lambda start: max(lengths[start : start + batch]))
+    middle = starts[max(0, len(starts) // 2 - 1) :][:2]
+    return data.select(longest + [i % len(data) for start in middle for i in range(start, start + batch)])
+
+
+def _estimate_text(estimate: dict) -> str:
+    seconds = estimate["sft_seconds"] + estimate["dpo_seconds"]
+    length = f"{seconds:.0f} 秒" if seconds < 120 else f"{seconds / 60:.0f} 分"
+    memory = f"メモリは約 {estimate['memory_gb']:.1f} GB"
+    return f"見積もり: 学習に約 {length}、{memory}（二回の更新を測りました。評価は含みません）"
+
+
+def _with_lora(base, config: Config, saved: Path):
+    """アダプタを付けたモデルです。SFT が済んでいれば、保存したものを読みます。"""
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import set_seed
     from transformers.pytorch_utils import Conv1D
 
-    saved = folder / "warmup"
     if saved.is_dir():
         with _quiet():
             return PeftModel.from_pretrained(base, saved, is_trainable=True)
@@ -1373,21 +1541,54 @@ def _warm_up(base, tokenizer, train_pairs, config: Config, folder: Path, watch):
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2 の線形層は Conv1D
     )  # fmt: skip
     with _quiet():
-        model = get_peft_model(base, lora)
+        return get_peft_model(base, lora)
+
+
+def _warm_up(model, tokenizer, data, config: Config, watch, batching: dict) -> None:
+    """よい回答をまねさせて、保存します。済んでいれば、何もしません。
+
+    DPO は「どちらがよいか」だけを教えるので、日本語を書けないモデルは、書けないまま差だけを広げます。先に同じアダプタで
+    SFT をしておくと、それが DPO の出発点と参照モデルになります。
+    """
+    saved = Path(config.output_dir) / "warmup"
+    if saved.is_dir():
+        return
     if config.sft_epochs > 0:
-        data = train_pairs.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
-        _supervised(model, tokenizer, data, config, watch)
-    _save_whole(saved, model.save_pretrained)
-    return model
+        data = data.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
+        _supervised(model, tokenizer, data, config, watch, batching)
+    if _processes().is_main_process:
+        _save_whole(saved, model.save_pretrained)
 
 
-def _preference_tune(model, tokenizer, data, config: Config, folder: Path, watch, keep, known) -> tuple[list, dict]:
+def _reference(model, tokenizer, pairs, config: Config):
+    """参照モデル（SFT のあと）での、対ごとの対数確率とトークン数の表です。
+
+    一度だけ計算して warmup/reference.jsonl に置き、DPO と評価で使います。
+    """
+    import pandas as pd
+
+    path = Path(config.output_dir) / "warmup" / "reference.jsonl"
+    if not path.is_file():
+        table = pd.DataFrame()
+        for side in ("chosen", "rejected"):
+            scored = answer_logps(model, tokenizer, pairs["prompt"], pairs[side], config.max_length)
+            table[f"logp_warmup_{side}"], table[f"tokens_{side}"] = scored
+        _save_text(path, table.to_json(orient="records", lines=True, double_precision=15))
+    return pd.DataFrame(_read_lines(path))
+
+
+def _with_reference(data, chosen, rejected):
+    """TRL が読む、参照モデルの対数確率の列を足します。"""
+    return data.add_column("ref_chosen_logps", list(chosen)).add_column("ref_rejected_logps", list(rejected))
+
+
+def _preference_tune(model, tokenizer, data, config: Config, batching: dict, watch, keep) -> tuple[list, dict]:
     """DPO で学習し、(ログの行, 秒数など) を返します。損失は論文の式 (7)、計算は TRL の DPOTrainer です。"""
     from transformers import PrinterCallback
 
-    peak = {"peak_memory_gb": _memory_gb()}
+    peak, folder = {"peak_memory_gb": _memory_gb()}, Path(config.output_dir)
     with _quiet():
-        trainer = _preference_trainer(model, tokenizer, data, config, folder, known)
+        trainer = _preference_trainer(model, tokenizer, data, config, folder / "checkpoints", batching)
         trainer.remove_callback(PrinterCallback)
         split = partial(_split_loss, config=config, data=trainer.train_dataset)
         trainer.add_callback(_watcher(watch, "DPO", config.effective_batch_size, peak, split, keep))
@@ -1411,33 +1612,55 @@ def _preference_tune(model, tokenizer, data, config: Config, folder: Path, watch
     }  # fmt: skip
 
 
-def _preference_trainer(model, tokenizer, data, config: Config, folder: Path, known: Path | None):
-    """TRL の DPOTrainer を作ります。
+def _preference_trainer(model, tokenizer, data, config: Config, folder: Path, options: dict):
+    """TRL の DPOTrainer を作ります。folder はチェックポイントなどの置き場です。
 
-    参照モデルは学習前のアダプタの写し（ref）で、その対数確率は最初に一度だけ計算します。known はそれを置くフォルダで、
-    もうあれば計算せずに読みます。
+    参照モデルは学習前のアダプタの写し（ref）で、その対数確率は data の列にあります。
     """
-    from datasets import concatenate_datasets, load_from_disk
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig
 
-    is_known = known is not None and known.is_dir()
-    args = _common_args(
-        config, folder / "checkpoints", max_length=config.max_length,
-        num_train_epochs=config.num_train_epochs, beta=config.beta, label_smoothing=config.label_smoothing,
-        loss_type=[config.loss_type, "sft"] if config.sft_weight else [config.loss_type],
-        loss_weights=[1.0, config.sft_weight] if config.sft_weight else [1.0],
-        precompute_ref_log_probs=not is_known, precompute_ref_batch_size=32,
-        save_strategy="steps", save_steps=50, save_total_limit=2, train_sampling_strategy="sequential",
-        report_to=config.report_to, run_name=folder.name,
-    )  # fmt: skip
-    if is_known:
-        data = concatenate_datasets([data, load_from_disk(known)], axis=1)
-    trainer = DPOTrainer(model, args=DPOConfig(**args), train_dataset=data, processing_class=tokenizer)
-    trainer.precompute_ref_logps = True  # known から読んだときも、データの列の値を使わせる
-    if known is not None and not is_known:
-        columns = trainer.train_dataset.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
-        _save_whole(known, columns.save_to_disk)
+    steps = math.ceil(len(data) / config.effective_batch_size) * config.num_train_epochs
+    args = _common_args(config, folder, **{
+        "max_length": config.max_length, "num_train_epochs": config.num_train_epochs, "beta": config.beta,
+        "label_smoothing": config.label_smoothing,
+        "loss_type": [config.loss_type, "sft"] if config.sft_weight else [config.loss_type],
+        "loss_weights": [1.0, config.sft_weight] if config.sft_weight else [1.0],
+        "save_strategy": "steps", "save_steps": max(50, math.ceil(steps / 40)), "save_total_limit": 2,
+        "train_sampling_strategy": "sequential", "report_to": config.report_to,
+        "run_name": Path(config.output_dir).name,
+    } | options)  # fmt: skip
+    trainer = _exact_trainer()(model, args=DPOConfig(**args), train_dataset=data, processing_class=tokenizer)
+    trainer.precompute_ref_logps = True  # 計算済みの、data の列の値を使わせる
     return trainer
+
+
+def _exact_trainer():
+    """小分けにしても、複数の GPU に分けても、まとめて計算したときと同じ損失になる DPOTrainer のクラスです。
+
+    TRL は、小分けごとの平均を平均します。小分けの間で、対の数や、SFT の項を割る数（chosen のトークン数）が違うと、全体
+    の平均とずれるので、その比を損失の重みに掛けます。小分けにしないときの比は 1 です。
+    """
+    import torch
+    from trl import DPOTrainer
+
+    def sizes(inputs):
+        mask, _ = inputs["completion_mask"].chunk(2)  # 前半が chosen
+        return torch.tensor([float(len(mask)), float(mask[:, 1:].sum())])  # (対の数, トークン数)
+
+    class ExactTrainer(DPOTrainer):
+        def get_batch_samples(self, epoch_iterator, num_batches, device):
+            batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+            if batches:
+                mean = torch.stack([sizes(inputs) for inputs in batches]).mean(0)
+                self.mean_sizes = self.accelerator.reduce(mean.to(device), "mean").cpu()
+            return batches, items
+
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            ratios = (sizes(inputs) / self.mean_sizes).tolist()
+            self.loss_weights = [w * ratio for w, ratio in zip(self.args.loss_weights, ratios, strict=False)]
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    return ExactTrainer
 
 
 def _split_loss(row: dict, config: Config, data) -> dict:
@@ -1511,6 +1734,7 @@ def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None, keep=N
     class Watcher(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             self.started, self.first = time.perf_counter(), state.global_step
+            self.rows = [row for row in state.log_history if "loss" in row]
 
         def on_log(self, args, state, control, **kwargs):
             peak["peak_memory_gb"] = max(peak["peak_memory_gb"], _memory_gb())
@@ -1518,11 +1742,10 @@ def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None, keep=N
                 return
             if extend:
                 state.log_history[-1].update(extend(state.log_history[-1]))
-            if watch is None:
-                return
-            rows = [row for row in state.log_history if "loss" in row]
-            rate = (state.global_step - self.first) / (time.perf_counter() - self.started)
-            watch(_status(phase, rows, batch_size, state.max_steps, rate, peak["peak_memory_gb"]), rows)
+            self.rows.append(state.log_history[-1])
+            if watch:
+                rate = (state.global_step - self.first) / (time.perf_counter() - self.started)
+                watch(_status(phase, self.rows, batch_size, state.max_steps, rate, peak["peak_memory_gb"]), self.rows)
 
         def on_save(self, args, state, control, **kwargs):
             if keep:
@@ -1567,10 +1790,10 @@ def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
     loss, accuracy, margin = (
         recent(history, key, batch_size) for key in ("loss/preference", "rewards/accuracies", "rewards/margins")
     )
-    skipped = sum(not math.isfinite(row["grad_norm"]) for row in history)
+    skipped = sum(not math.isfinite(row["grad_norm"]) for row in history[-1000:])
     if not math.isfinite(last["loss"]):
         return ["損失が数でなくなりました（NaN）。学習率か lora_alpha を半分にして、やり直してください。"]
-    if skipped > max(3, 0.05 * done):
+    if skipped > max(3, 0.05 * min(done, 1000)):
         says.append(f"勾配が大きすぎて、{skipped} 回の更新が飛ばされました。lora_alpha を半分にしてください。")
     first = history[0]["loss/preference"]  # sigmoid なら ln 2
     if done >= 20 and loss > 1.08 * first:
@@ -1687,26 +1910,46 @@ def answer_logps(model, tokenizer, prompts, answers, max_length: int = 128, batc
     """
     import torch
 
-    question_ids = tokenizer(list(prompts))["input_ids"]
-    whole_ids = tokenizer([f"{p}{a}{tokenizer.eos_token}" for p, a in zip(prompts, answers, strict=True)])["input_ids"]
-    logps, lengths = torch.zeros(len(whole_ids)), torch.zeros(len(whole_ids))
-    order = sorted(range(len(whole_ids)), key=lambda i: len(whole_ids[i]))  # 長さをそろえて、無駄な計算を減らす
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
+    texts = model_texts(prompts, answers, tokenizer)
+    question_ids = tokenizer([question for question, _ in texts])["input_ids"]
+    whole_ids = tokenizer([question + answer for question, answer in texts])["input_ids"]
+
+    def score(batch: list) -> list[tuple]:
         ids = [torch.tensor(whole_ids[i][:max_length]) for i in batch]
         ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(model.device)  # (B, T)
         mask = ids >= 0
-        with torch.no_grad():
-            logits = model(input_ids=ids.clamp(min=0), attention_mask=mask.long()).logits[:, :-1].float()  # (B, T-1, V)
-        targets = ids[:, 1:].clamp(min=0)
-        token_logps = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")  # (B, T-1)
-        position = torch.arange(1, ids.shape[1], device=ids.device)
         prompt_length = torch.tensor([_shared_prefix(question_ids[i], whole_ids[i]) for i in batch], device=ids.device)
-        answer_mask = mask[:, 1:] & (position >= prompt_length[:, None])
-        logps[batch] = (token_logps * answer_mask).sum(1).cpu()
-        lengths[batch] = answer_mask.sum(1).float().cpu()
-    return logps.tolist(), lengths.int().tolist()
+        first = max(1, min(prompt_length.min().item(), ids.shape[1] - 1))  # これより前の語の確率は、どの行も使わない
+        settings = {"attention_mask": mask.long(), "logits_to_keep": ids.shape[1] - first + 1}
+        with torch.no_grad():
+            logits = model(input_ids=ids.clamp(min=0), **settings).logits[:, :-1].float()  # (B, T-first, V)
+        targets = ids[:, first:].clamp(min=0)
+        token_logps = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        position = torch.arange(first, ids.shape[1], device=ids.device)
+        answer_mask = mask[:, first:] & (position >= prompt_length[:, None])
+        return list(zip((token_logps * answer_mask).sum(1).tolist(), answer_mask.sum(1).tolist(), strict=True))
+
+    model.eval()
+    order = sorted(range(len(whole_ids)), key=lambda i: len(whole_ids[i]))  # 長さをそろえて、無駄な計算を減らす
+    scored = dict(zip(order, _in_batches(score, order, batch_size), strict=True))
+    return [scored[i][0] for i in range(len(order))], [scored[i][1] for i in range(len(order))]
+
+
+def _in_batches(function, items: list, size: int) -> list:
+    """items を size 個ずつ function に渡し、結果のリストをつなげます。メモリが足りなければ、半分ずつにします。"""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    done = []
+    while len(done) < len(items):
+        try:
+            done += function(items[len(done) : len(done) + size])
+            continue
+        except RuntimeError as error:
+            if size == 1 or not should_reduce_batch_size(error):
+                raise
+        size //= 2
+        _free_memory()
+    return done
 
 
 def _shared_prefix(left: list, right: list) -> int:
@@ -1729,6 +1972,10 @@ def score_pairs(run: Run, pairs=None, adapters=ADAPTERS, known=None):
         if known is not None and which != "dpo":
             names = [f"{part}_{side}" for part in (f"logp_{which}", "tokens") for side in ("chosen", "rejected")]
             table[names] = known[names].to_numpy()
+            continue
+        if which == "warmup" and run.config.sft_epochs == 0 and "base" in adapters:  # SFT を省けば、base と同じ
+            for side in ("chosen", "rejected"):
+                table[f"logp_warmup_{side}"] = table[f"logp_base_{side}"]
             continue
         with _using(run.model, which):
             for side in ("chosen", "rejected"):
@@ -1759,30 +2006,40 @@ def generate_responses(prompts, model, tokenizer, max_length: int = 128, batch_s
     import torch
     from transformers import GenerationConfig
 
-    prompts, results = [as_prompt(p) for p in prompts], []
-    settings = GenerationConfig(do_sample=False, max_length=max_length, pad_token_id=tokenizer.pad_token_id,
-                                eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    prompts = [as_prompt(prompt) for prompt in prompts]
+    texts = [question for question, _ in model_texts(prompts, [""] * len(prompts), tokenizer)]
+    ends = model.generation_config.eos_token_id  # 会話の終わりの印など、EOS のほかにもあるモデルでは、リスト
+    ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
+    settings = GenerationConfig(
+        do_sample=False, max_length=max_length, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends
+    )
+
+    def generate(batch: list) -> list[tuple]:
+        inputs = tokenizer(batch, padding=True, return_tensors="pt").to(model.device)
+        if (longest := inputs["input_ids"].shape[1]) >= max_length:
+            raise HelperError(f"質問が {longest} トークンあり、上限の {max_length} に達します。短くしてください。")
+        with torch.no_grad(), _quiet():
+            output = model.generate(**inputs, generation_config=settings)[:, longest:]
+        ended = torch.isin(output, torch.tensor(ends, device=output.device)).any(1).tolist()
+        answers = tokenizer.batch_decode(output, skip_special_tokens=True)
+        return list(zip((answer.strip() for answer in answers), ended, strict=True))
+
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
     model.eval()
     try:
-        for start in range(0, len(prompts), batch_size):
-            inputs = tokenizer(prompts[start : start + batch_size], padding=True, return_tensors="pt").to(model.device)
-            if (longest := inputs["input_ids"].shape[1]) >= max_length:
-                raise HelperError(f"質問が {longest} トークンあり、上限の {max_length} に達します。短くしてください。")
-            with torch.no_grad(), _quiet():
-                output = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
-            ended = (output == tokenizer.eos_token_id).any(1).tolist()
-            texts = tokenizer.batch_decode(output, skip_special_tokens=True)
-            results += zip((text.strip() for text in texts), ended, strict=True)
+        return _in_batches(generate, texts, batch_size)
     finally:
         tokenizer.padding_side = side
-    return results
 
 
 def as_prompt(question: str) -> str:
     """質問を、学習で使った `質問: …\n回答:` の形に整えます。"""
-    question = re.sub(r"\A\s*質問\s*[:：]|\s*回答\s*[:：]\s*\Z", "", question)
-    return f"質問: {question.strip()}\n回答:"
+    return f"質問: {_bare(question)}\n回答:"
+
+
+def _bare(question: str) -> str:
+    """質問の文だけにします。"""
+    return re.sub(r"\A\s*質問\s*[:：]|\s*回答\s*[:：]\s*\Z", "", question).strip()
 
 
 def generate_response(prompt: str, model, tokenizer, max_length: int = 128) -> str:
@@ -1874,7 +2131,9 @@ def evaluate_run(run: Run, known: Path | None = None) -> dict:
     started = time.perf_counter()
     before = _known_tables(known)
     held_out = score_pairs(run, known=before["eval"])
-    seen = score_pairs(run, run.train_pairs, ("warmup", "dpo"), before["train"])
+    with _using(run.model, "warmup"):
+        reference = _reference(run.model, run.tokenizer, run.train_pairs, run.config)
+    seen = score_pairs(run, run.train_pairs, ("warmup", "dpo"), reference)
     run.scores = pd.concat([held_out.assign(split="eval"), seen.assign(split="train")], ignore_index=True)
     run.answers = answer_table(run, known=before["answers"])
     losses = [row["loss/preference"] for row in run.history]
@@ -1899,9 +2158,9 @@ def _known_tables(folder: Path | None) -> dict:
     import pandas as pd
 
     if folder is None:
-        return dict.fromkeys(("eval", "train", "answers"))
+        return dict.fromkeys(("eval", "answers"))
     scores, answers = (pd.DataFrame(_read_lines(folder / name)) for name in ("pairs.jsonl", "answers.jsonl"))
-    return {side: scores[scores["split"] == side] for side in ("eval", "train")} | {"answers": answers}
+    return {"eval": scores[scores["split"] == "eval"], "answers": answers}
 
 
 def _accuracy_by(scores, column: str) -> dict[str, list]:
@@ -2729,8 +2988,6 @@ def _planned(base_config: Config, grid, seeds) -> list[tuple[dict, Config]]:
 
 def _sweep_row(config: Config, folder: Path, watch, report, drive) -> tuple[dict, bool]:
     """(表の一行, 今回実行したかどうか) です。"""
-    import gc
-
     import torch
 
     row = dict.fromkeys((*SWEEP_METRICS, "accuracy_low", "accuracy_high", "ended", "chrf", "folder", "error"))
@@ -2755,30 +3012,23 @@ def _sweep_row(config: Config, folder: Path, watch, report, drive) -> tuple[dict
     except Exception as error:  # 何が起きても、残りの実行を続ける
         row["error"] = str(error) if isinstance(error, HelperError) else f"{type(error).__name__}: {error}"
     if fresh:
-        gc.collect()  # 終わった実行のモデルを、次の前に手放す
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free_memory()  # 終わった実行のモデルを、次の前に手放す
     return row, fresh
 
 
-def _share_start(config: Config, pairs, shared: Path) -> Path:
-    """DPO の直前までのものを shared に残し、参照モデルの対数確率の置き場を返します。"""
-    shared.mkdir(exist_ok=True)
-    for name, there in _shared_parts(config, pairs, shared).items():
-        if not _is_whole(there):
-            _copy(Path(config.output_dir) / name, there)
-    return shared / f"{_start_name(config, pairs)}-reference"
-
-
 def _run_sharing(config: Config, pairs, shared: Path, watch) -> None:
-    """一回を、最後まで実行して保存します。共通のものは shared から写します（なければ `train` が残します）。"""
-    folder = Path(config.output_dir)
+    """一回を、最後まで実行して保存します。DPO の直前までのものは、shared から写し、なければ残します。"""
+    folder, parts = Path(config.output_dir), _shared_parts(config, pairs, shared)
     lock = _claim_folder(folder, config, _identity(config, pairs))
-    for name, source in _shared_parts(config, pairs, shared).items():
+    for name, source in parts.items():
         if _is_whole(source) and not (folder / name).is_dir():
             _copy(source, folder / name)
     lock.release()
-    run = train(config, pairs, watch, shared=shared)
+    run = train(config, pairs, watch)
+    shared.mkdir(exist_ok=True)
+    for name, there in parts.items():
+        if not _is_whole(there):
+            _copy(folder / name, there)
     note = shared / f"{_start_name(config, pairs)}.txt"  # 始まりが同じで、最初に終わった実行の名前
     first = folder.parent / note.read_text("utf-8") if note.exists() else folder
     evaluate_run(run, first if (first / "metrics.json").is_file() else None)
@@ -2790,7 +3040,7 @@ def _run_sharing(config: Config, pairs, shared: Path, watch) -> None:
 
 
 def _shared_parts(config: Config, pairs, shared: Path) -> dict[str, Path]:
-    """実行のフォルダの中の名前と、それを使い回す置き場です。"""
+    """実行のフォルダの中の名前と、それを使い回す置き場です。warmup には、参照モデルの対数確率も入っています。"""
     parts = {"warmup": shared / _start_name(config, pairs)}
     if config.base_model == OFFLINE_TINY:  # 知識表を変えれば、元のモデルも変わる
         made_from = f"{KNOWLEDGE}{config.data_seed}-{config.eval_fraction}"
@@ -2941,6 +3191,8 @@ def main(argv: list[str] | None = None) -> int:
     except HelperError as error:
         print(f"エラー: {error}", file=sys.stderr)
         return 2
+    if run is None:
+        return 0
     print(f"\n{summary_table(run.metrics)}\n\n判定: {run.metrics['verdict']} — {run.metrics['verdict_reason']}")
     print(f"結果のフォルダ: {run.folder}（アダプタは adapter/、図は history.png と margins.png）")
     return 0
@@ -2974,14 +3226,20 @@ def _argument_error(message: str):
     raise HelperError(f"引数を読み取れません（{message}）。使える引数と値の形は --help で確かめてください。")
 
 
-def _train_and_report(config: Config) -> Run:
-    pairs = prepare_pairs(config)
+def _train_and_report(config: Config) -> Run | None:
+    """一回の実行の、初めから保存までです。並べたプロセスでは、0 番だけが評価と保存をし、ほかは None を返します。"""
+    pairs, leads = prepare_pairs(config), _processes().is_main_process
     if is_finished(config, pairs):
+        if not leads:
+            return None
         print("この設定の実行は、すでに終わっています。保存した結果を表示します。")
         return load_run(config.output_dir)
-    print(runtime_text(describe_runtime()))
-    print(f"モデル: {config.base_model}、データ: {config.dataset}（{len(pairs)} 対）")
+    if leads:
+        print(runtime_text(describe_runtime()))
+        print(f"モデル: {config.base_model}、データ: {config.dataset}（{len(pairs)} 対）")
     run = train(config, pairs, progress_bar(), report=print)
+    if not leads:
+        return None
     print("評価しています。")
     evaluate_run(run)
     save_run(run)

@@ -20,13 +20,10 @@ TIMING = ["train_seconds", "total_seconds", "pairs_per_second", "peak_memory_gb"
 @pytest.fixture(scope="module")
 def swept(small_config, tmp_path_factory):
     """六回の sweep の、(設定, フォルダ, 表, 表示した文, 計算した回数)です。"""
-    from trl import DPOTrainer
-
-    counts = {"sft": 0, "reference": 0, "generated": 0}
+    counts = {"sft": 0, "scored": 0, "generated": 0}
     with pytest.MonkeyPatch.context() as patch:
-        for owner, name, key in ((dpo, "_supervised", "sft"), (dpo, "generate_responses", "generated"),
-                                 (DPOTrainer, "compute_ref_log_probs", "reference")):  # fmt: skip
-            patch.setattr(owner, name, counting(getattr(owner, name), counts, key))
+        for name, key in (("_supervised", "sft"), ("generate_responses", "generated"), ("answer_logps", "scored")):
+            patch.setattr(dpo, name, counting(getattr(dpo, name), counts, key))
         config, folder, said = small_config(), tmp_path_factory.mktemp("sweep"), []
         table = dpo.sweep(config, GRID, folder=folder, report=said.append)
     return config, folder, table, said, counts
@@ -54,7 +51,8 @@ def test_every_combination_has_its_row_and_the_table_is_saved(swept):
 def test_what_runs_have_in_common_is_done_once(swept):
     """学習率が同じ二つは、SFT と参照モデルを共有します。元のモデルと SFT のあとの回答も、一度だけ作ります。"""
     *_, counts = swept
-    assert counts == {"sft": 3, "reference": 3 * 2, "generated": 3 * 3 + 3}  # 参照は 51 対を 32 対ずつ
+    # 採点は、片方の回答につき一回: 初めの実行では検証用を三つ、学習用を二つのモデルで、あとの実行では DPO のあとだけ
+    assert counts == {"sft": 3, "scored": 2 * (3 * 5 + 3 * 2), "generated": 3 * 3 + 3}
 
 
 def test_a_row_of_the_sweep_equals_a_single_run(swept, small_config):

@@ -1414,8 +1414,9 @@ def _tune(base, tokenizer, train_pairs, config: Config, watch, report, keep) -> 
 
     folder, processes = Path(config.output_dir), _processes()
     texts = _as_texts(train_pairs, tokenizer)
-    for batching in _batchings(config.effective_batch_size // processes.num_processes):
-        if report and batching["gradient_accumulation_steps"] > 1:
+    tries = _batchings(config.effective_batch_size // processes.num_processes)
+    for batching in tries:
+        if report and batching != tries[0]:
             report(_smaller_text(batching))
         model = _with_lora(base, config, folder / "warmup")
         try:

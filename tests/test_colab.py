@@ -252,7 +252,7 @@ def test_training_goes_on_when_drive_fails_and_says_so_once(failure, colab, smal
     fail_at_the_third_file(monkeypatch, failure)
     run = dpo.train(config, report=said.append, drive=drive)
     assert len(run.history) == 51
-    (sentence,) = said
+    (sentence,) = (text for text in said if not text.startswith("見積もり"))
     assert "途中経過を保存できなくなりました" in sentence and "学習は、このマシンで続けます" in sentence
 
 

@@ -56,7 +56,8 @@ SECTIONS = """{{ bos_token }}{% for message in messages %}{% if message.role == 
 
 def texts():
     pairs = dpo.build_pairs(200)
-    return [f"{p}{a}" for p, a in zip(pairs["prompt"], pairs["chosen"], strict=True)] + ["### 指示:\n### 応答:\nuser\nmodel\n"]
+    marks = "### 指示:\n### 応答:\nuser\nmodel\n"
+    return [f"{p}{a}" for p, a in zip(pairs["prompt"], pairs["chosen"], strict=True)] + [marks]
 
 
 def byte_level(eos, pad=None, more=(), template=None):

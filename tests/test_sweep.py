@@ -322,7 +322,9 @@ process = pathlib.Path("/proc/self")
 def peak(text):
     print(re.search(r"VmHWM:\\s+(\\d+)", (process / "status").read_text())[1], end=" ")
     (process / "clear_refs").write_text("5")  # メモリの最大値を測り直す
-dpo.sweep(dpo.Config(**{config!r}), {{"beta": [0.1 + 0.01 * i for i in range(30)]}}, folder={folder!r}, report=peak)
+config = dpo.Config(**{config!r})
+dpo.sweep(config, [{{}}], folder={folder!r}, report=peak)  # ライブラリを読み込むまでの分は、比べない
+dpo.sweep(config, {{"beta": [0.1 + 0.01 * i for i in range(30)]}}, folder={folder!r}, report=peak)
 """
 
 
@@ -332,4 +334,6 @@ def test_the_thirtieth_run_needs_no_more_memory_than_the_first(small_config, tmp
     code = MANY.format(root=str(ROOT), config=asdict(small_config()), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     peaks = [int(value) for value in done.stdout.split()]
-    assert len(peaks) == 30 and peaks[-1] < 1.05 * peaks[0], peaks
+    assert len(peaks) == 31
+    first, last = sum(peaks[1:6]) / 5, sum(peaks[-5:]) / 5  # 一回ごとの値は、数 % 揺れる
+    assert last < 1.05 * first, peaks

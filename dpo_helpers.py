@@ -1133,12 +1133,15 @@ def model_texts(prompts, answers, tokenizer) -> list[tuple[str, str]]:
     会話の役割（role）を使うチャットテンプレートがあれば、質問の文だけを取り出して、それに従います。なければ
     `質問: …\n回答:` のままです（DialoGPT のテンプレートには、役割がありません）。
     """
-    if "role" not in (tokenizer.chat_template or ""):
-        texts = zip(prompts, answers, strict=True)
-    else:
-        texts = (_in_template(_bare(p), a, tokenizer) for p, a in zip(prompts, answers, strict=True))
+    texts = zip(prompts, answers, strict=True)
+    if _has_roles(tokenizer):
+        texts = (_in_template(_bare(prompt), answer, tokenizer) for prompt, answer in texts)
     eos = tokenizer.eos_token
     return [(question, answer if answer.endswith(eos) else answer + eos) for question, answer in texts]
+
+
+def _has_roles(tokenizer) -> bool:
+    return "role" in (tokenizer.chat_template or "")
 
 
 def _in_template(question: str, answer: str, tokenizer) -> tuple[str, str]:
@@ -1417,7 +1420,7 @@ def _tune(base, tokenizer, train_pairs, config: Config, watch, report, keep) -> 
     tries = _batchings(config.effective_batch_size // processes.num_processes)
     for batching in tries:
         if report and batching != tries[0]:
-            report(_smaller_text(batching))
+            report(_smaller_text(batching, config))
         model = _with_lora(base, config, folder / "warmup")
         try:
             if report and not (folder / "warmup").is_dir():
@@ -1462,11 +1465,14 @@ def _batchings(batch: int) -> list[dict]:
     return [*made, made[-1] | {"gradient_checkpointing": True}]
 
 
-def _smaller_text(batching: dict) -> str:
+def _smaller_text(batching: dict, config: Config) -> str:
     size, times = batching["per_device_train_batch_size"], batching["gradient_accumulation_steps"]
-    how = "、途中の値を保存せずに計算し直して（gradient checkpointing）" if "gradient_checkpointing" in batching else ""
-    text = f"メモリが足りないので、一度に計算する対を {size} に減らし{how}、{times} 回分の勾配をためて続けます。"
-    return f"{text}結果は変わりません。"
+    how = f"一度に計算する対を {size} に減らし、{times} 回分の勾配をためて"
+    if "gradient_checkpointing" in batching:
+        how = "途中の値を保存せず、必要なときに計算し直して（gradient checkpointing）"
+    change = "この損失は、一度に計算する対どうしを比べるので、結果は変わります。"
+    same = "一回の更新で使う対は変わりません。"
+    return f"メモリが足りないので、{how}続けます。{change if config.loss_type.startswith('aot') else same}"
 
 
 def _free_memory() -> None:
@@ -1480,21 +1486,28 @@ def _free_memory() -> None:
 
 
 def estimate_training(model, tokenizer, data, config: Config, batching: dict) -> dict:
-    """学習率 0 で三回だけ更新して、SFT と DPO の秒数と、メモリの最大値（GiB）を見積もります。
+    """学習率 0 で三回だけ更新して、SFT と DPO の秒数と、メモリ（GiB）を見積もります。
 
-    一回目は最も長い対で、メモリを測ります。時間は、長さが中ほどの二回で測ります。SFT の一回は、一対につき片方の回答しか
-    読まないので、DPO の半分と見なします。
+    一回目は最も長い対で、メモリ（GPU では最大値、CPU では三回のあとの使用量）のためです。時間は、長さが中ほどの二回で
+    測ります。SFT の一回は、一対につき片方の回答しか読まないので、DPO の半分と見なします。
     """
+    import torch
     from transformers import PrinterCallback, TrainerCallback
 
     ends, batch, folder = [], config.effective_batch_size, Path(config.output_dir) / "trial.tmp"
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             ends.append(time.perf_counter())
 
     with _quiet():
-        options = batching | {"learning_rate": 0.0, "num_train_epochs": 1.0, "save_strategy": "no", "report_to": "none"}
+        options = batching | {
+            "learning_rate": 0.0, "num_train_epochs": 1.0, "save_strategy": "no", "report_to": "none",
+            "disable_dropout": False,  # TRL の既定では、このあとの SFT でも dropout が止まったままになる
+            "loss_type": ["sigmoid"], "loss_weights": [1.0],  # 参照を 0 としても、あふれない損失
+        }  # fmt: skip
         rows = _trial_rows(data, batch)
         rows = _with_reference(rows, [0.0] * len(rows), [0.0] * len(rows))
         trainer = _preference_trainer(model, tokenizer, rows, config, folder, options)
@@ -1562,20 +1575,23 @@ def _warm_up(model, tokenizer, data, config: Config, watch, batching: dict) -> N
 
 
 def _reference(model, tokenizer, pairs, config: Config):
-    """参照モデル（SFT のあと）での、対ごとの対数確率とトークン数の表です。
+    """参照モデル（SFT のあと）の、対ごとの対数確率とトークン数です。一度だけ計算し、warmup/reference.jsonl に置きます。
 
-    一度だけ計算して warmup/reference.jsonl に置き、DPO と評価で使います。
+    学習と同じ精度で計算します。精度が違うと、丸めの差が、対ごとの報酬の差に見えてしまいます。
     """
     import pandas as pd
+    import torch
 
     path = Path(config.output_dir) / "warmup" / "reference.jsonl"
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision()[0])
     if not path.is_file():
         table = pd.DataFrame()
         for side in ("chosen", "rejected"):
-            scored = answer_logps(model, tokenizer, pairs["prompt"], pairs[side], config.max_length)
+            with torch.autocast(model.device.type, precision, enabled=precision is not None):
+                scored = answer_logps(model, tokenizer, pairs["prompt"], pairs[side], config.max_length)
             table[f"logp_warmup_{side}"], table[f"tokens_{side}"] = scored
         _save_text(path, table.to_json(orient="records", lines=True, double_precision=15))
-    return pd.DataFrame(_read_lines(path))
+    return pd.DataFrame(_read_lines(path)).astype(float)  # 発散した SFT のあとの null は NaN に
 
 
 def _with_reference(data, chosen, rejected):
@@ -1672,7 +1688,8 @@ def _split_loss(row: dict, config: Config, data) -> dict:
     """
     batch, num_batches = config.effective_batch_size, math.ceil(len(data) / config.effective_batch_size)
     start = (row["step"] - 1) % num_batches * batch
-    rows = data[start : min(start + batch, len(data))]
+    end = min(start + batch, len(data)) if _processes().num_processes == 1 else start + batch
+    rows = data[[i % len(data) for i in range(start, end)]]  # 並べたプロセスでは、足りない対を、初めの対で埋めている
     prompts, answers = map(len, rows["prompt_ids"]), map(len, rows["chosen_ids"])
     lengths = [min(p + a, config.max_length) - p for p, a in zip(prompts, answers, strict=True)]
     sft = -row["logps/chosen"] * len(lengths) / sum(lengths)
@@ -2132,8 +2149,10 @@ def evaluate_run(run: Run, known: Path | None = None) -> dict:
     started = time.perf_counter()
     before = _known_tables(known)
     held_out = score_pairs(run, known=before["eval"])
-    with _using(run.model, "warmup"):
-        reference = _reference(run.model, run.tokenizer, run.train_pairs, run.config)
+    reference = None  # GPU での学習の参照は低い精度なので、float32 での採点には使えない
+    if choose_precision()[0] == "fp32":
+        with _using(run.model, "warmup"):
+            reference = _reference(run.model, run.tokenizer, run.train_pairs, run.config)
     seen = score_pairs(run, run.train_pairs, ("warmup", "dpo"), reference)
     run.scores = pd.concat([held_out.assign(split="eval"), seen.assign(split="train")], ignore_index=True)
     run.answers = answer_table(run, known=before["answers"])
@@ -2635,6 +2654,9 @@ def summary_table(metrics: dict) -> str:
 def model_card(run: Run, base: str, adapter: str) -> str:
     """説明書（モデルカード）です。base と adapter は、元のモデルとアダプタを読むときの名前かパスです。"""
     config, metrics = run.config, run.metrics
+    form = '質問は `"質問: …\\n回答:"` の形で渡します。'
+    if _has_roles(run.tokenizer):
+        form = "質問は、`tokenizer.apply_chat_template` で、user の発言として渡します。"
     return f"""---
 library_name: peft
 base_model: {base}
@@ -2660,7 +2682,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}")
 tokenizer = AutoTokenizer.from_pretrained("{adapter}")
 ```
 
-質問は `"質問: …\\n回答:"` の形で渡します。
+{form}
 """
 
 
@@ -3191,6 +3213,8 @@ def main(argv: list[str] | None = None) -> int:
         run = _train_and_report(config)
     except HelperError as error:
         print(f"エラー: {error}", file=sys.stderr)
+        if _processes().num_processes > 1:  # 値を返すと、notebook_launcher は、待っているほかのプロセスを終わらせない
+            raise SystemExit(2) from error
         return 2
     if run is None:
         return 0

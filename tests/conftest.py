@@ -1,6 +1,8 @@
 """テストに共通の用意です。小さなモデルはその場で作り、ネットワークは使いません。"""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +47,17 @@ def small_base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "small"
     GPT2LMHeadModel(size).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def still_base(small_base, tmp_path_factory):
+    """small_base から dropout を除いたものです。dropout の乱数は、計算の分け方で変わってしまいます。"""
+    folder = tmp_path_factory.mktemp("models") / "still"
+    shutil.copytree(small_base, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    rates = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
+    (folder / "config.json").write_text(json.dumps(settings | rates))
     return folder
 
 

@@ -32,10 +32,10 @@ def run_two(*args, cwd):
 
 
 @pytest.fixture(scope="module")
-def runs(small_config, tmp_path_factory):
+def runs(small_config, still_base, tmp_path_factory):
     """(一つのプロセスのフォルダ, 二つのプロセスのフォルダ, その出力) です。"""
     folder = tmp_path_factory.mktemp("parallel")
-    args = arguments(small_config(num_pairs=56, num_train_epochs=6.0))
+    args = arguments(small_config(base_model=str(still_base), num_pairs=56, num_train_epochs=6.0))
     assert len(dpo.split_pairs(dpo.build_pairs(56))[0]) % 4 == 0  # 最後の更新も、二つに等しく分かれる
     one = run_cli(*args, "--output_dir", "one", cwd=folder)
     two = run_two(*args, "--output_dir", "two", cwd=folder)
@@ -68,10 +68,10 @@ def test_two_processes_leave_one_whole_folder(runs):
     assert done.stdout.count("評価しています") == 1 and done.stdout.count("結果のフォルダ: two") == 1
 
 
-def test_two_processes_go_on_after_a_kill_and_say_when_finished(runs, small_config):
+def test_two_processes_go_on_after_a_kill_and_say_when_finished(runs, small_config, still_base):
     _, two, _ = runs
     (two / "metrics.json").unlink()
-    args = arguments(small_config(num_pairs=56, num_train_epochs=6.0))
+    args = arguments(small_config(base_model=str(still_base), num_pairs=56, num_train_epochs=6.0))
     again = run_two(*args, "--output_dir", "two", cwd=two.parent)
     assert again.returncode == 0, again.stderr[-3000:]
     assert json.loads((two / "metrics.json").read_text())["resumed_from_step"] >= 50

@@ -1492,7 +1492,7 @@ def estimate_training(model, tokenizer, data, config: Config, batching: dict) ->
     測ります。SFT の一回は、一対につき片方の回答しか読まないので、DPO の半分と見なします。
     """
     import torch
-    from transformers import PrinterCallback, TrainerCallback
+    from transformers import TrainerCallback
 
     ends, batch, folder = [], config.effective_batch_size, Path(config.output_dir) / "trial.tmp"
     if torch.cuda.is_available():
@@ -1511,7 +1511,6 @@ def estimate_training(model, tokenizer, data, config: Config, batching: dict) ->
         rows = _trial_rows(data, batch)
         rows = _with_reference(rows, [0.0] * len(rows), [0.0] * len(rows))
         trainer = _preference_trainer(model, tokenizer, rows, config, folder, options)
-        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Clock())
         trainer.train()
         _to_full_precision(trainer)
@@ -1601,12 +1600,9 @@ def _with_reference(data, chosen, rejected):
 
 def _preference_tune(model, tokenizer, data, config: Config, batching: dict, watch, keep) -> tuple[list, dict]:
     """DPO で学習し、(ログの行, 秒数など) を返します。損失は論文の式 (7)、計算は TRL の DPOTrainer です。"""
-    from transformers import PrinterCallback
-
     peak, folder = {"peak_memory_gb": _memory_gb()}, Path(config.output_dir)
     with _quiet():
         trainer = _preference_trainer(model, tokenizer, data, config, folder / "checkpoints", batching)
-        trainer.remove_callback(PrinterCallback)
         split = partial(_split_loss, config=config, data=trainer.train_dataset)
         trainer.add_callback(_watcher(watch, "DPO", config.effective_batch_size, peak, split, keep))
         checkpoint = last_checkpoint(folder / "checkpoints")
@@ -1634,6 +1630,7 @@ def _preference_trainer(model, tokenizer, data, config: Config, folder: Path, op
 
     参照モデルは学習前のアダプタの写し（ref）で、その対数確率は data の列にあります。
     """
+    from transformers import PrinterCallback
     from trl import DPOConfig
 
     steps = math.ceil(len(data) / config.effective_batch_size) * config.num_train_epochs
@@ -1647,6 +1644,7 @@ def _preference_trainer(model, tokenizer, data, config: Config, folder: Path, op
         "run_name": Path(config.output_dir).name,
     } | options)  # fmt: skip
     trainer = _exact_trainer()(model, args=DPOConfig(**args), train_dataset=data, processing_class=tokenizer)
+    trainer.remove_callback(PrinterCallback)
     trainer.precompute_ref_logps = True  # 計算済みの、data の列の値を使わせる
     return trainer
 

@@ -20,10 +20,14 @@ import os
 import random
 import re
 import shutil
+import signal
+import statistics
 import sys
+import threading
 import time
 import unicodedata
 import warnings
+import zipfile
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
@@ -33,6 +37,28 @@ from pathlib import Path
 
 class HelperError(ValueError):
     """利用者が直せる誤りです。文面は、見たもの・期待したもの・次にすることを日本語で述べます。"""
+
+    def __init__(self, text: str):
+        super().__init__("".join(char if char.isprintable() or char == "\u3000" else " " for char in text))
+
+
+@contextlib.contextmanager
+def _explained(what: str, advice: str):
+    """中で起きた、ファイルやライブラリの誤りを、「what（誤りの種類と説明）。advice」の HelperError に直します。
+
+    壊れたファイルは、ライブラリごとに KeyError や SafetensorError などさまざまな誤りになるので、種類を選びません。
+    """
+    try:
+        yield
+    except HelperError:
+        raise
+    except Exception as error:
+        raise HelperError(f"{what}（{_reason(error)}）。{advice}") from error
+
+
+def _reason(error: Exception) -> str:
+    """誤りの種類と、一行にした説明の初めの部分です。"""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,12 +142,8 @@ def load_config(path) -> Config:
 
     output_dir は既定の値になります。読めないファイルと、設定にない項目は HelperError です。
     """
-    try:
+    with _explained(f"設定のファイル {path} を読めません", "JSON のファイルのパスを指定してください。"):
         settings = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise HelperError(
-            f"設定のファイル {path} を読めません（{type(error).__name__}）。JSON のファイルのパスを指定してください。"
-        ) from error
     if not isinstance(settings, dict):
         raise HelperError(f"設定のファイル {path} の中身が {type(settings).__name__} です。辞書にしてください。")
     settings = {name: value for name, value in settings.items() if name not in ("identity", "output_dir")}
@@ -136,7 +158,21 @@ def _refuse_unknown(names, place: str) -> None:
 
 _AT_LEAST = {"num_pairs": 20, "max_length": 16, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
              "lora_r": 1, "data_seed": 0, "seed": 0, "sft_epochs": 0, "sft_weight": 0, "max_grad_norm": 0}  # fmt: skip
+_AT_MOST = {"data_seed": 2**32 - 1, "seed": 2**32 - 1, "num_train_epochs": 1000, "sft_epochs": 1000, "train_share": 1,
+            "lora_r": 4096, "per_device_train_batch_size": 4096, "gradient_accumulation_steps": 4096}  # fmt: skip
 _POSITIVE = ("learning_rate", "num_train_epochs", "beta", "lora_alpha", "train_share")
+
+
+def _shown(value) -> str:
+    """誤りの文に入れる、値の表し方です。長いものは、初めの 80 文字にします。"""
+    return text if len(text := repr(value)) <= 80 else f"{text[:80]}…"
+
+
+def _check_text(name: str, text: str) -> None:
+    if not text.strip():
+        raise HelperError(f"{name} が空です。空でない文字列を指定してください。")
+    if len(text) > 1000 or any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
+        raise HelperError(f"{name} が {_shown(text)} です。改行などのない、1,000 文字までの文字列を指定してください。")
 
 
 def _check_config(config: Config) -> None:
@@ -145,24 +181,26 @@ def _check_config(config: Config) -> None:
         if value is None and f.default is None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-            raise HelperError(f"{f.name} が {value!r} です。{TYPE_NAMES[kind]}を指定してください。")
-        if not isinstance(value, str) and not math.isfinite(value):
-            raise HelperError(f"{f.name} が {value!r} です。有限の数を指定してください。")
+            raise HelperError(f"{f.name} が {_shown(value)} です。{TYPE_NAMES[kind]}を指定してください。")
+        if isinstance(value, str):
+            _check_text(f.name, value)
+        elif not abs(value) < 1e15:  # NaN も、ここに入る
+            raise HelperError(f"{f.name} が {_shown(value)} です。大きすぎない有限の数を指定してください。")
         if f.name in _AT_LEAST and value < _AT_LEAST[f.name]:
             raise HelperError(f"{f.name} が {value!r} です。{_AT_LEAST[f.name]} 以上の値を指定してください。")
+        if f.name in _AT_MOST and value > _AT_MOST[f.name]:
+            raise HelperError(f"{f.name} が {value!r} です。{_AT_MOST[f.name]} 以下の値を指定してください。")
         if f.name in _POSITIVE and value <= 0:
             raise HelperError(f"{f.name} が {value!r} です。0 より大きい値を指定してください。")
-        if value == "":
-            raise HelperError(f"{f.name} が空です。空でない文字列を指定してください。")
     if config.loss_type not in LOSS_TYPES:
-        raise HelperError(f"loss_type が {config.loss_type!r} です。{'、'.join(LOSS_TYPES)} から選んでください。")
+        raise HelperError(f"loss_type が {_shown(config.loss_type)} です。{'、'.join(LOSS_TYPES)} から選んでください。")
     for name in ("label_smoothing", "label_noise"):
         if not 0 <= getattr(config, name) < 0.5:
             raise HelperError(f"{name} が {getattr(config, name)!r} です。0 以上 0.5 未満の値を指定してください。")
-    if config.train_share > 1:
-        raise HelperError(f"train_share が {config.train_share!r} です。1 以下の値を指定してください。")
     if not 0 < config.eval_fraction < 0.9:
         raise HelperError(f"eval_fraction が {config.eval_fraction!r} です。0 と 0.9 の間の値を指定してください。")
+    if any(len(os.fsencode(part)) > 200 for part in Path(config.output_dir).parts):
+        raise HelperError("output_dir のフォルダの名前が長すぎます。UTF-8 で 200 バイト以下にしてください。")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -665,10 +703,11 @@ def _read_rows(source):
         rows = ((f" {number} 行目", row) for number, row in enumerate(source, 1))
     elif isinstance(source, (str, Path)):
         source = str(source).strip()
+        _check_text("データの名前", source)
         kind = Path(source).suffix.lower()
         if kind in _READERS:
             rows = _file_rows(Path(source), kind)
-        elif Path(source).exists() or kind in (".pkl", ".pickle", ".xlsx", ".txt"):
+        elif os.path.exists(source) or kind in (".pkl", ".pickle", ".xlsx", ".txt"):
             raise HelperError(
                 f"データ {source} は、読める形式のファイルではありません。jsonl、json、csv、tsv、parquet のどれかにして"
                 "ください（Excel では「CSV UTF-8」で保存します。pickle は、任意の処理が動き得るので読みません）。"
@@ -703,14 +742,14 @@ def _hub_rows(source: str):
             pairs = load_dataset(name, split=split or "train")
     except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
         raise HelperError(
-            f"データ {source} を読み込めませんでした（{type(error).__name__}: {' '.join(str(error).split()):.200}）。"
+            f"データ {source} を読み込めませんでした（{_reason(error)}）。"
             "builtin、Hub の名前（split は「名前:split」）、jsonl/json/csv/tsv/parquet のどれかを指定してください。"
         ) from error
     return ((f" {number} 行目", row) for number, row in enumerate(pairs, 1))
 
 
 def _file_rows(path: Path, kind: str):
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise HelperError(
             f"データのファイル {path} がありません。パスを確かめてください（Colab に直接アップロードしたファイルは、"
             "接続が切れると消えます。もう一度アップロードするか、Google Drive に置いてください）。"
@@ -1107,15 +1146,14 @@ def load_model(config: Config, watch=None):
             return _build_tiny(config, watch)
     else:
         source = config.base_model
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        raise HelperError(
-            f"モデル {config.base_model} を読み込めませんでした（{type(error).__name__}）。名前のつづりとネットワークを"
-            "確かめるか、手元のモデルのフォルダ、または base_model=offline-tiny（ネットワーク不要）を指定してください。"
-        ) from error
+    advice = (
+        "名前のつづりとネットワークを確かめるか、手元のモデルのフォルダ、または "
+        "base_model=offline-tiny（ネットワーク不要）を指定してください。"
+    )
+    with _explained(f"モデル {source} を読み込めませんでした", advice), _quiet():
+        safe = {"trust_remote_code": False}  # モデルに付いてきたプログラムは、実行しない
+        tokenizer = AutoTokenizer.from_pretrained(source, **safe)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **safe)
     if tokenizer.eos_token is None:
         raise HelperError(f"モデル {config.base_model} に、終わりの印（EOS）がありません。別のモデルにしてください。")
     if tokenizer.pad_token is None:
@@ -1310,9 +1348,10 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=
         _show_end(watch, run.history, config, run.timing)
         return run
     _refuse_missing_tracker(config.report_to)
-    base, tokenizer, lock = _begin(config, pairs, base, watch, report)
-    keep = _drive_keeper(folder, drive, report)
-    model, history, timing = _tune(base, tokenizer, train_pairs, config, watch, report, keep)
+    with _writing(folder):
+        base, tokenizer, lock = _begin(config, pairs, base, watch, report)
+        keep = _drive_keeper(folder, drive, report)
+        model, history, timing = _tune(base, tokenizer, train_pairs, config, watch, report, keep)
     timing["total_seconds"] = time.perf_counter() - started
     if timing["resumed_from_step"] == history[-1]["step"]:  # 更新は、前にすべて終わっていた
         _show_end(watch, history, config, timing)
@@ -1486,10 +1525,11 @@ def _free_memory() -> None:
 
 
 def estimate_training(model, tokenizer, data, config: Config, batching: dict) -> dict:
-    """学習率 0 で三回だけ更新して、SFT と DPO の秒数と、メモリ（GiB）を見積もります。
+    """学習率 0 で何回か更新して、SFT と DPO の秒数と、メモリ（GiB）を見積もります。
 
-    一回目は最も長い対で、メモリ（GPU では最大値、CPU では三回のあとの使用量）のためです。時間は、長さが中ほどの二回で
-    測ります。SFT の一回は、一対につき片方の回答しか読まないので、DPO の半分と見なします。
+    一回目は最も長い対で、メモリ（GPU では最大値、CPU では測り終えたときの使用量）のためです。時間は、そのあとの、長さが
+    中ほどの二回から十回（一秒を過ぎるまで）の中央値です。SFT の一回は、一対につき片方の回答しか読まないので、DPO の半分
+    と見なします。
     """
     import torch
     from transformers import TrainerCallback
@@ -1501,6 +1541,7 @@ def estimate_training(model, tokenizer, data, config: Config, batching: dict) ->
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             ends.append(time.perf_counter())
+            control.should_training_stop |= len(ends) > 2 and ends[-1] - ends[0] > 1
 
     with _quiet():
         options = batching | {
@@ -1516,18 +1557,19 @@ def estimate_training(model, tokenizer, data, config: Config, batching: dict) ->
         _to_full_precision(trainer)
     model.delete_adapter("ref")
     shutil.rmtree(folder, ignore_errors=True)
-    step, steps = (ends[-1] - ends[0]) / (len(ends) - 1), math.ceil(len(data) / batch)
+    step = statistics.median(end - start for start, end in zip(ends, ends[1:], strict=False))
+    steps = math.ceil(len(data) / batch)
     sft, dpo = config.sft_epochs * steps * step / 2, config.num_train_epochs * steps * step
     return {"sft_seconds": sft, "dpo_seconds": dpo, "memory_gb": _memory_gb()}
 
 
 def _trial_rows(data, batch: int):
-    """最も長い対の一回分と、長さが中ほどの二回分です。"""
+    """最も長い対の一回分と、長さが中ほどの十回分です。"""
     answers = zip(data["prompt"], data["chosen"], data["rejected"], strict=True)
     lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in answers]
     longest = sorted(range(len(data)), key=lengths.__getitem__)[-batch:]
     starts = sorted(range(0, len(data), batch), key=lambda start: max(lengths[start : start + batch]))
-    middle = starts[max(0, len(starts) // 2 - 1) :][:2]
+    middle = (starts[max(0, len(starts) // 2 - 5) :] * 10)[:10]
     return data.select(longest + [i % len(data) for start in middle for i in range(start, start + batch)])
 
 
@@ -1535,18 +1577,18 @@ def _estimate_text(estimate: dict) -> str:
     seconds = estimate["sft_seconds"] + estimate["dpo_seconds"]
     length = f"{seconds:.0f} 秒" if seconds < 120 else f"{seconds / 60:.0f} 分"
     memory = f"メモリは約 {estimate['memory_gb']:.1f} GB"
-    return f"見積もり: 学習に約 {length}、{memory}（二回の更新を測りました。評価は含みません）"
+    return f"見積もり: 学習に約 {length}、{memory}（何回か更新して測りました。評価は含みません）"
 
 
 def _with_lora(base, config: Config, saved: Path):
     """アダプタを付けたモデルです。SFT が済んでいれば、保存したものを読みます。"""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
     from transformers import set_seed
     from transformers.pytorch_utils import Conv1D
 
     if saved.is_dir():
-        with _quiet():
-            return PeftModel.from_pretrained(base, saved, is_trainable=True)
+        with _explained(f"{saved} を読めません", "このフォルダを消して、もう一度実行してください。"):
+            return _load_adapter(base, saved, trainable=True)
     set_seed(config.seed)
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0,
@@ -1589,8 +1631,10 @@ def _reference(model, tokenizer, pairs, config: Config):
             with torch.autocast(model.device.type, precision, enabled=precision is not None):
                 scored = answer_logps(model, tokenizer, pairs["prompt"], pairs[side], config.max_length)
             table[f"logp_warmup_{side}"], table[f"tokens_{side}"] = scored
-        _save_text(path, table.to_json(orient="records", lines=True, double_precision=15))
-    return pd.DataFrame(_read_lines(path)).astype(float)  # 発散した SFT のあとの null は NaN に
+        with _writing(Path(config.output_dir)):
+            _save_text(path, table.to_json(orient="records", lines=True, double_precision=15))
+    with _explained(f"{path} を読めません", "このファイルを消して、もう一度実行してください。"):
+        return pd.DataFrame(_read_lines(path)).astype(float)  # 発散した SFT のあとの null は NaN に
 
 
 def _with_reference(data, chosen, rejected):
@@ -1610,7 +1654,8 @@ def _preference_tune(model, tokenizer, data, config: Config, batching: dict, wat
             (checkpoint / "scaler.pt").unlink(missing_ok=True)
         first_step = _step(checkpoint) if checkpoint else 0
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with _saving_when_stopped(trainer):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         _to_full_precision(trainer)
     seconds = time.perf_counter() - started
     if config.report_to == "wandb":  # Transformers は終わらせないので、次の実行の記録がここに混ざる
@@ -1623,6 +1668,40 @@ def _preference_tune(model, tokenizer, data, config: Config, batching: dict, wat
     return history, {
         "train_seconds": seconds, "pairs_per_second": pairs_seen / seconds, "resumed_from_step": first_step, **peak
     }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _saving_when_stopped(trainer):
+    """中止（SIGINT と SIGTERM）を受けたら、今の更新を終えて保存してから、KeyboardInterrupt にします。
+
+    二度目の中止では、すぐに止めます。合図を受け取れない、主でないスレッドと、並べたプロセスでは、何もしません。
+    """
+    from transformers import TrainerCallback
+
+    stopped = []
+
+    def stop(number, frame):
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+
+    class Stopper(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_save |= bool(stopped)
+            control.should_training_stop |= bool(stopped)
+
+    if threading.current_thread() is not threading.main_thread() or _processes().num_processes > 1:
+        yield
+        return
+    trainer.add_callback(Stopper())
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stopped:
+        raise KeyboardInterrupt
 
 
 def _preference_trainer(model, tokenizer, data, config: Config, folder: Path, options: dict):
@@ -1675,6 +1754,9 @@ def _exact_trainer():
             self.loss_weights = [w * ratio for w, ratio in zip(self.args.loss_weights, ratios, strict=False)]
             return super().compute_loss(model, inputs, *args, **kwargs)
 
+        def floating_point_ops(self, inputs):
+            return 0  # 使わない記録のために、更新のたびにモデルの全パラメータを数えている
+
     return ExactTrainer
 
 
@@ -1726,12 +1808,27 @@ def _flip(pairs, share: float, seed: int):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """書き終わった最後のチェックポイントを返します。最後に書かれる trainer_state.json が読めるものだけを数えます。"""
-    for path in _checkpoints(folder):
-        with contextlib.suppress(OSError, ValueError):
-            json.loads((path / "trainer_state.json").read_text())
-            return path
-    return None
+    """書き終わった最後のチェックポイントを返します。途中で切れたものと、壊れたものは数えません。"""
+    return next(filter(_is_sound, _checkpoints(folder)), None)
+
+
+def _is_sound(checkpoint: Path) -> bool:
+    """最後に書かれる trainer_state.json と、続きに要るファイルが読めるかどうかです。pickle の命令は実行しません。"""
+    import torch
+    from safetensors import safe_open
+    from transformers.trainer_pt_utils import safe_globals
+
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+        with safe_open(checkpoint / "adapter_model.safetensors", "pt"), safe_globals():
+            for name in ("optimizer.pt", "scheduler.pt", *(path.name for path in checkpoint.glob("rng_state*.pth"))):
+                torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+                with zipfile.ZipFile(checkpoint / name) as parts:  # torch.load は、検査の数（CRC）を見ない
+                    if parts.testzip():
+                        return False
+    except Exception:  # 壊れ方によって、誤りの種類はさまざま
+        return False
+    return True
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -2061,7 +2158,9 @@ def _bare(question: str) -> str:
 def generate_response(prompt: str, model, tokenizer, max_length: int = 128) -> str:
     """質問一つへの回答を返します。`質問:` と `回答:` は、なければ補います。"""
     if not isinstance(prompt, str) or not prompt.strip():
-        raise HelperError(f"質問が {prompt!r} です。空でない文字列を指定してください。")
+        raise HelperError(f"質問が {_shown(prompt)} です。空でない文字列を指定してください。")
+    if any(unicodedata.category(char) == "Cs" for char in prompt):
+        raise HelperError(f"質問が {_shown(prompt)} です。壊れた文字（サロゲートの片方）を除いてください。")
     return generate_responses([prompt], model, tokenizer, max_length)[0][0]
 
 
@@ -2549,6 +2648,25 @@ def _claim_folder(folder: Path, config: Config, identity: str):
     return lock
 
 
+@contextlib.contextmanager
+def _writing(folder: Path):
+    """ディスクがいっぱいのとき、書けないとき、途中でフォルダが消えたときの誤りを、HelperError に直します。"""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except HelperError:
+        raise
+    except Exception as error:
+        of_library = re.search("inline_container|os error", str(error))  # torch.save と、Rust のライブラリ
+        if not (isinstance(error, (OSError, SafetensorError)) or of_library):
+            raise
+        raise HelperError(
+            f"フォルダ {folder} に書けませんでした（{_reason(error)}）。ディスクの空きとフォルダを確かめて、もう一度"
+            "実行してください。保存した所から続けます。"
+        ) from error
+
+
 def _save_text(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text, encoding="utf-8")
@@ -2576,38 +2694,59 @@ def save_run(run: Run, folder=None) -> Path:
         Path(folder).parent.mkdir(parents=True, exist_ok=True)
         _copy(save_run(run), Path(folder))
         return Path(folder)
-    folder = run.folder
-    if (folder / "metrics.json").is_file():
-        return folder
+    if not (run.folder / "metrics.json").is_file():
+        with _writing(run.folder):
+            _save_parts(run, run.folder)
+    return run.folder
+
+
+def _save_parts(run: Run, folder: Path) -> None:
     save_adapter = partial(run.model.save_pretrained, selected_adapters=["default"])
     _save_whole(folder / "adapter", save_adapter, run.tokenizer.save_pretrained)
     (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT の空のひな形。説明書は上のフォルダに置く
     _save_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in run.history))
     _save_text(folder / "pairs.jsonl", run.scores.to_json(orient="records", lines=True, force_ascii=False))
     _save_text(folder / "answers.jsonl", run.answers.to_json(orient="records", lines=True, force_ascii=False))
-    _save_text(folder / "environment.json", json.dumps(describe_runtime(), ensure_ascii=False, indent=2))
+    environment = describe_runtime() | {"base_model_revision": _revision(run.config.base_model)}
+    _save_text(folder / "environment.json", json.dumps(environment, ensure_ascii=False, indent=2))
     plot_history(run).savefig(folder / "history.png", dpi=120)
     plot_margins(run).savefig(folder / "margins.png", dpi=120)
     base = f"{folder}/base" if run.config.base_model == OFFLINE_TINY else run.config.base_model
     _save_text(folder / "README.md", model_card(run, base, f"{folder}/adapter"))
     _save_text(folder / "metrics.json", json.dumps(run.metrics, ensure_ascii=False, indent=2))
-    return folder
+
+
+def _revision(base_model: str) -> str | None:
+    """Hub から読んだモデルの版（コミット）です。手元のモデルなら None です。"""
+    from huggingface_hub import try_to_load_from_cache
+
+    if base_model == OFFLINE_TINY or os.path.isdir(base_model):
+        return None
+    path = try_to_load_from_cache(base_model, "config.json")  # …/snapshots/<版>/config.json
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def load_run(folder) -> Run:
-    """保存した実行を読みます。model はそのまま生成や採点に使えます。"""
+    """保存した実行を読みます。model はそのまま生成や採点に使えます。
+
+    欠けたり壊れたりしたフォルダは HelperError です。
+    """
+    folder = Path(folder)
+    if not os.path.isfile(folder / "metrics.json"):
+        shown = _shown(str(folder))[1:-1]
+        raise HelperError(f"フォルダ {shown} に結果（metrics.json）がありません。保存まで終えた実行が要ります。")
+    config = replace(load_config(folder / "config.json"), output_dir=str(folder))
+    with _explained(f"フォルダ {folder} の結果を読めません", "壊れたか、別の版の結果です。もう一度学習してください。"):
+        return _load_parts(folder, config)
+
+
+def _load_parts(folder: Path, config: Config) -> Run:
     import pandas as pd
     from datasets import Dataset
-    from peft import PeftModel
 
-    folder = Path(folder)
-    if not (folder / "metrics.json").is_file():
-        raise HelperError(f"フォルダ {folder} に結果（metrics.json）がありません。保存まで終えた実行が要ります。")
-    config = replace(load_config(folder / "config.json"), output_dir=str(folder))
     base, tokenizer = load_model(config)
-    with _quiet():
-        model = PeftModel.from_pretrained(base, folder / "adapter")
-        model.load_adapter(folder / "warmup", adapter_name="ref")
+    model = _load_adapter(base, folder / "adapter")
+    _load_adapter(model, folder / "warmup", "ref")
     names = ("pairs.jsonl", "history.jsonl", "answers.jsonl")
     scores, history, answers = (_read_lines(folder / name) for name in names)
     columns = list(takewhile(lambda name: not name.startswith("logp_"), scores[0]))  # 成績の列の前は、元のデータの列
@@ -2617,8 +2756,23 @@ def load_run(folder) -> Run:
     )
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
     timing = {name: metrics[name] for name in TIMING}
+    if not history or any("loss" not in row for row in history) or any("dpo" not in row for row in answers or [{}]):
+        raise ValueError("history.jsonl, answers.jsonl")
     tables = pd.DataFrame(scores), pd.DataFrame(answers)
     return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, metrics, *tables)
+
+
+def _load_adapter(model, folder: Path, name: str = "default", trainable: bool = False):
+    """folder のアダプタを付けたモデルを返します。読むのは safetensors だけで、pickle のファイルは読みません。"""
+    from peft import PeftModel
+
+    if not (folder / "adapter_model.safetensors").is_file():  # ないと、PEFT は pickle の adapter_model.bin を探す
+        raise HelperError(f"フォルダ {folder} に、アダプタ（adapter_model.safetensors）がありません。")
+    with _quiet():
+        if isinstance(model, PeftModel):
+            model.load_adapter(folder, adapter_name=name, is_trainable=trainable)
+            return model
+        return PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
 
 
 def _read_lines(path: Path) -> list[dict]:
@@ -2651,7 +2805,9 @@ def summary_table(metrics: dict) -> str:
 
 def model_card(run: Run, base: str, adapter: str) -> str:
     """説明書（モデルカード）です。base と adapter は、元のモデルとアダプタを読むときの名前かパスです。"""
-    config, metrics = run.config, run.metrics
+    metrics, names = run.metrics, (run.config.base_model, run.config.dataset)
+    model, dataset = (name.replace("`", "") for name in names)
+    base, adapter = (json.dumps(name, ensure_ascii=False) for name in (base, adapter))  # YAML と Python の文字列
     form = '質問は `"質問: …\\n回答:"` の形で渡します。'
     if _has_roles(run.tokenizer):
         form = "質問は、`tokenizer.apply_chat_template` で、user の発言として渡します。"
@@ -2664,7 +2820,7 @@ language: ja
 
 # DPO で調整したアダプタ
 
-`{config.base_model}` を、選好データ `{config.dataset}` の {metrics["train_pairs"]} 対で調整した LoRA アダプタです。
+`{model}` を、選好データ `{dataset}` の {metrics["train_pairs"]} 対で調整した LoRA アダプタです。
 
 **判定: {metrics["verdict"]}** — {metrics["verdict_reason"]}
 
@@ -2676,8 +2832,8 @@ language: ja
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{adapter}")
-tokenizer = AutoTokenizer.from_pretrained("{adapter}")
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), {adapter})
+tokenizer = AutoTokenizer.from_pretrained({adapter})
 ```
 
 {form}
@@ -2886,8 +3042,6 @@ def keep_run(folder: Path, drive: Path | None) -> tuple[Path | None, str]:
 
 
 def _zip(folder: Path) -> Path:
-    import zipfile
-
     path = folder.with_name(f"{folder.name}.zip")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in _fingerprint(folder):
@@ -2973,6 +3127,8 @@ def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results"
     """
     import pandas as pd
 
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise HelperError(f"実験の名前が {_shown(name)} です。文字、数字、「_」「-」「.」だけの名前にしてください。")
     folder, rows, waited = Path(folder), [], []
     runs = _planned(base_config, grid, seeds)
     names = list(dict.fromkeys(name for varied, _ in runs for name in varied))
@@ -3205,10 +3361,16 @@ def _setting(config: Config) -> Config:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """コマンドラインの本体です。終了コードを返します（0 は成功、2 は利用者が直せる誤りで、一文の説明を出します）。"""
+    """コマンドラインの本体です。終了コードを返します。
+
+    0 は成功、2 は利用者が直せる誤り（一文の説明を出します）、130 は中止（Ctrl-C か SIGTERM）です。
+    """
     try:
         config = parse_config(sys.argv[1:] if argv is None else argv)
         run = _train_and_report(config)
+    except KeyboardInterrupt:
+        print("\n中止しました。同じコマンドをもう一度実行すると、保存した所から続けます。", file=sys.stderr)
+        return 130
     except HelperError as error:
         print(f"エラー: {error}", file=sys.stderr)
         if _processes().num_processes > 1:  # 値を返すと、notebook_launcher は、待っているほかのプロセスを終わらせない
@@ -3410,4 +3572,5 @@ SQL|リレーショナルデータベースの定義や検索、更新に使う�
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM でも、Ctrl-C と同じに、後始末をして終わる
     sys.exit(main())

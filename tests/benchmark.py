@@ -10,8 +10,10 @@ checkpointing で、参照モデルはその場で計算します。時間は、
 """
 
 import argparse
+import cProfile
 import json
 import math
+import pstats
 import statistics
 import sys
 import tempfile
@@ -128,11 +130,13 @@ def compare(name: str, config: dpo.Config, pairs: int, repeats: int, rate: float
             runs[side].append(measure(makers[side], config, pairs))
             print(name, side, f"{pairs / runs[side][-1]['seconds']:.2f} 対/秒", flush=True)
     seconds = {side: statistics.median(run["seconds"] for run in each) for side, each in runs.items()}
+    loop = {side: statistics.median(run["loop_seconds"] for run in each) for side, each in runs.items()}
     ours, literal = runs["ours"][0], runs["literal"][0]
     return {
         "model": name, "pairs": pairs, "repeats": repeats,
         "literal_pairs_per_second": pairs / seconds["literal"], "our_pairs_per_second": pairs / seconds["ours"],
         "ratio": seconds["literal"] / seconds["ours"],
+        "loop_ratio": loop["literal"] / loop["ours"],  # 学習の繰り返しだけ（参照モデルと準備を除く）
         "ratios": [a["seconds"] / b["seconds"] for a, b in zip(runs["literal"], runs["ours"], strict=True)],
         "largest_loss_difference": max(abs(a - b) for a, b in zip(ours["losses"], literal["losses"], strict=True)),
         "literal_memory_gb": max(run["memory_gb"] for run in runs["literal"]),
@@ -152,6 +156,19 @@ def cost_by_size(config: dpo.Config, sizes: list[int], repeats: int) -> dict:
         for size in sizes:
             costs[size].append(measure(our_trainer, config, size)["loop_seconds"] / size)
     return {size: statistics.median(each) for size, each in costs.items()}
+
+
+def head_share(config: dpo.Config, pairs: int) -> float:
+    """一回の更新の時間のうち、TRL の出力層（対数確率、エントロピーなど）の計算の割合です（cProfile）。"""
+    profile = cProfile.Profile()
+    profile.runcall(measure, our_trainer, config, pairs)
+    rows = pstats.Stats(profile).stats.items()
+
+    def seconds(file, names):
+        return sum(row[3] for (path, _, name), row in rows if path.endswith(file) and name in names)
+
+    step = seconds("trl/trainer/dpo_trainer.py", ("training_step",))
+    return seconds("chunked_logprob.py", ("forward", "backward")) / step
 
 
 def half_precision(config: dpo.Config, pairs: int) -> dict:
@@ -185,7 +202,8 @@ def main() -> None:
     results = {"runtime": dpo.describe_runtime(), "matrix_gflops": rate / 1e9, "comparisons": []}
     if args.base:
         config = settings(args.base, "offline-tiny")
-        results["comparisons"].append(compare("offline-tiny", config, 200, args.repeats, rate))
+        results["comparisons"].append(compare("offline-tiny", config, 850, args.repeats, rate))
+        results["head_share"] = {"offline-tiny": head_share(config, 200)}
         results["seconds_per_pair"] = cost_by_size(config, [250, 500, 1000, 2000], args.repeats)
     with tempfile.TemporaryDirectory() as folder:
         from full_size import make_full_size
@@ -193,6 +211,7 @@ def main() -> None:
         config = settings(make_full_size(folder), "microsoft/DialoGPT-small")
         name = "DialoGPT-small の形（重みは乱数）"
         results["comparisons"].append(compare(name, config, args.full_pairs, args.repeats if GPU else 2, rate))
+        results.setdefault("head_share", {})[name] = head_share(config, args.full_pairs)
         if GPU:
             results["half_precision"] = half_precision(config, args.full_pairs)
     text = json.dumps(results, ensure_ascii=False, indent=1)

@@ -5,7 +5,6 @@ import math
 import random
 
 import pytest
-from conftest import SEEDS
 from datasets import Dataset
 
 import dpo_helpers as dpo
@@ -62,9 +61,9 @@ def test_random_preferences_over_many_epochs_are_learned_by_heart(evaluated):
 
 @pytest.mark.slow
 def test_normal_pairs_are_learned_and_the_watch_stays_quiet(offline_runs):
-    for seed in SEEDS:
-        assert json.loads((offline_runs[seed] / "metrics.json").read_text("utf-8"))["verdict"] == "学習した"
-        history = [json.loads(line) for line in (offline_runs[seed] / "history.jsonl").read_text("utf-8").splitlines()]
+    for folder in offline_runs.values():
+        assert json.loads((folder / "metrics.json").read_text("utf-8"))["verdict"] == "学習した"
+        history = [json.loads(line) for line in (folder / "history.jsonl").read_text("utf-8").splitlines()]
         assert all(dpo.diagnose(history[:n], 4, len(history)) == [] for n in range(1, len(history) + 1))
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -103,53 +102,51 @@ def check_outputs(notebook):
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """ノートブックだけを空のフォルダに置き、papermill で実行したものです。"""
-    import papermill
+def executed(offline_runs, tmp_path_factory):
+    """(フォルダ, 実行した NotebookClient) です。フォルダには、元のモデルだけを用意しておきます。
 
-    folder = tmp_path_factory.mktemp("colab")
-    shutil.copy(ROOT / "colab_dpo_training.ipynb", folder)
-    parameters = {"base_model": "offline-tiny"}
-    path = folder / "colab_dpo_training.ipynb"
-    papermill.execute_notebook(path, folder / "out.ipynb", parameters, cwd=folder, progress_bar=False)
-    return folder
-
-
-@pytest.mark.slow
-def test_first_notebook_runs_from_an_empty_folder_by_papermill(executed):
-    text = check_outputs(nbformat.read(executed / "out.ipynb", as_version=4))
-    assert "判定: 学習した" in text and "対数確率の差の最大値: 0.000" in text
-    (run,) = (path for path in (executed / "runs").iterdir() if path.is_dir())
-    assert (run / "adapter" / "adapter_model.safetensors").is_file()
-    assert (executed / "runs" / f"{run.name}.zip").is_file()
+    空のフォルダからの実行は、Colab と同じ版の環境（tests/colab/check.py）で、papermill で確かめます。
+    """
+    folder, config = tmp_path_factory.mktemp("colab"), dpo.Config(base_model="offline-tiny")
+    run = folder / dpo.run_folder(config, dpo.prepare_pairs(config))
+    place_base(offline_runs[42] / "base", replace(config, output_dir=str(run)))
+    return folder, execute("colab_dpo_training.ipynb", folder)
 
 
-@pytest.mark.slow
-def test_first_notebook_runs_again_in_place_by_nbclient(executed):
-    """同じフォルダでもう一度すべて実行すると、学習をやり直さずに同じ結果を表示します。"""
-    notebook = nbformat.read(executed / "colab_dpo_training.ipynb", as_version=4)
+def execute(name, folder):
+    notebook = read(name)
     set_base_model(notebook, "offline-tiny")
-    first = check_outputs(nbformat.read(executed / "out.ipynb", as_version=4))
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(executed)}}).execute()
-    again = "".join(str(cell.outputs) for cell in code_cells(notebook))
+    client = Client(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
+    client.execute()
+    return client
+
+
+@pytest.mark.slow
+def test_first_notebook_runs_to_the_end(executed):
+    folder, client = executed
+    text = check_outputs(client.nb)
+    assert "判定: 学習した" in text and "対数確率の差の最大値: 0.000" in text
+    (run,) = (path for path in (folder / "runs").iterdir() if path.is_dir())
+    assert (run / "adapter" / "adapter_model.safetensors").is_file()
+    assert (folder / "runs" / f"{run.name}.zip").is_file()
+
+
+@pytest.mark.slow
+def test_the_picture_is_redrawn_in_place(executed):
+    _, client = executed
+    assert client.redrawn >= 4
+    train = next(cell for cell in client.nb.cells if cell.metadata.id == "train")
+    assert sum("image/png" in output.get("data", {}) for output in train.outputs) == 1
+
+
+@pytest.mark.slow
+def test_first_notebook_runs_again_in_place(executed):
+    """同じフォルダでもう一度すべて実行すると、学習をやり直さずに同じ結果を表示します。"""
+    folder, client = executed
+    first = check_outputs(client.nb)
+    again = "".join(str(cell.outputs) for cell in code_cells(execute("colab_dpo_training.ipynb", folder).nb))
     table = first[first.index("| 指標") : first.index("| 学習と評価の時間")]
     assert all(line in again for line in table.splitlines())
-
-
-@pytest.mark.slow
-def test_first_notebook_runs_by_nbclient_and_the_picture_is_redrawn_in_place(offline_runs, tmp_path):
-    """元のモデルだけを用意した新しいフォルダで実行すると、学習する間、一つの図が描き直されます。"""
-    config = dpo.Config(base_model="offline-tiny")
-    folder = tmp_path / dpo.run_folder(config, dpo.prepare_pairs(config))
-    place_base(offline_runs[42] / "base", replace(config, output_dir=str(folder)))
-    notebook = read("colab_dpo_training.ipynb")
-    set_base_model(notebook, "offline-tiny")
-    client = Client(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute()
-    assert "判定: 学習した" in check_outputs(notebook)
-    assert client.redrawn >= 4
-    train = next(cell for cell in notebook.cells if cell.metadata.id == "train")
-    assert sum("image/png" in output.get("data", {}) for output in train.outputs) == 1
 
 
 @pytest.mark.slow

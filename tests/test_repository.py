@@ -68,6 +68,24 @@ def test_alpha_table_in_the_readme_comes_from_saved_runs():
     assert all(run["config"]["lora_r"] == chosen["lora_r"] for run in runs.values())
 
 
+def test_speed_table_in_the_readme_comes_from_a_saved_run():
+    saved = json.loads((RESULTS / "benchmark.json").read_text("utf-8"))
+    assert saved["runtime"]["device"] == "cpu" and saved["runtime"]["cpu_cores"] == 2
+    for each in saved["comparisons"]:
+        row = f"| {each['model']} | {each['literal_pairs_per_second']:.2f} | {each['our_pairs_per_second']:.2f} "
+        row += f"| {each['ratio']:.1f} 倍 | {each['loop_ratio']:.1f} 倍 "
+        row += f"| {each['literal_memory_gb']:.1f} → {each['our_memory_gb']:.1f} GB |"
+        assert row in README
+        assert each["largest_loss_difference"] < 1e-3
+        seconds, memory = (each[f"estimated_{name}_ratio"] for name in ("seconds", "memory"))
+        assert all(abs(ratio - 1) < 0.3 for ratio in seconds + memory)
+    costs = saved["seconds_per_pair"]
+    assert "、".join(f"{n} 対で {1000 * cost:.1f}" for n, cost in costs.items()) in README
+    assert abs(costs["2000"] / costs["250"] - 1) < 0.1
+    shares = [f"{share:.0%}" for share in saved["head_share"].values()]
+    assert f"一回の更新の {shares[0]}（`offline-tiny`）と {shares[1]}（DialoGPT-small の形）" in README
+
+
 def test_readme_has_both_commands_and_the_top_level_it_shows():
     for command in (
         "pip install -r requirements.txt -c tests/constraints.txt && python dpo_helpers.py "

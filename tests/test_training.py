@@ -215,15 +215,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_adapter(moment, small_base,
     assert metrics["final_loss"] == json.loads((whole / "metrics.json").read_text("utf-8"))["final_loss"]
 
 
-def test_a_torn_checkpoint_is_passed_over(tmp_path):
-    for step, text in ((50, "{}"), (100, '{"torn'), (150, None)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if text is not None:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
-    assert dpo.last_checkpoint(tmp_path).name == "checkpoint-50"
-    assert dpo.last_checkpoint(tmp_path / "none") is None
-
-
 def test_lengths_the_model_cannot_take_are_refused_in_one_sentence(small_config, small_run):
     with pytest.raises(dpo.HelperError, match="max_length が 512 です。このモデルの上限 256 以下"):
         dpo.load_model(small_config(max_length=512))

@@ -50,9 +50,9 @@ def _explained(what: str, advice: str):
     """
     try:
         yield
-    except HelperError:
-        raise
     except Exception as error:
+        if isinstance(error, (HelperError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
+            raise
         raise HelperError(f"{what}（{_reason(error)}）。{advice}") from error
 
 
@@ -172,7 +172,7 @@ def _check_text(name: str, text: str) -> None:
     if not text.strip():
         raise HelperError(f"{name} が空です。空でない文字列を指定してください。")
     if len(text) > 1000 or any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
-        raise HelperError(f"{name} が {_shown(text)} です。改行などのない、1,000 文字までの文字列を指定してください。")
+        raise HelperError(f"{name} が {_shown(text)} です。改行のない、1,000 文字以内の文字列を指定してください。")
 
 
 def _check_config(config: Config) -> None:
@@ -185,7 +185,7 @@ def _check_config(config: Config) -> None:
         if isinstance(value, str):
             _check_text(f.name, value)
         elif not abs(value) < 1e15:  # NaN も、ここに入る
-            raise HelperError(f"{f.name} が {_shown(value)} です。大きすぎない有限の数を指定してください。")
+            raise HelperError(f"{f.name} が {_shown(value)} です。絶対値が 10 の 15 乗より小さい数を指定してください。")
         if f.name in _AT_LEAST and value < _AT_LEAST[f.name]:
             raise HelperError(f"{f.name} が {value!r} です。{_AT_LEAST[f.name]} 以上の値を指定してください。")
         if f.name in _AT_MOST and value > _AT_MOST[f.name]:
@@ -734,17 +734,11 @@ def _plain(value):
 
 def _hub_rows(source: str):
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
 
     name, _, split = source.partition(":")
-    try:
-        with _quiet():
-            pairs = load_dataset(name, split=split or "train")
-    except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
-        raise HelperError(
-            f"データ {source} を読み込めませんでした（{_reason(error)}）。"
-            "builtin、Hub の名前（split は「名前:split」）、jsonl/json/csv/tsv/parquet のどれかを指定してください。"
-        ) from error
+    advice = "builtin、Hub の名前（split は「名前:split」）、jsonl/json/csv/tsv/parquet のどれかを指定してください。"
+    with _explained(f"データ {source} を読み込めませんでした", advice), _quiet():
+        pairs = load_dataset(name, split=split or "train")
     return ((f" {number} 行目", row) for number, row in enumerate(pairs, 1))
 
 
@@ -1146,7 +1140,7 @@ def load_model(config: Config, watch=None):
             return _build_tiny(config, watch)
     else:
         source = config.base_model
-    advice = (
+    advice = f"フォルダ {source} を消して、もう一度実行してください。" if source != config.base_model else (
         "名前のつづりとネットワークを確かめるか、手元のモデルのフォルダ、または "
         "base_model=offline-tiny（ネットワーク不要）を指定してください。"
     )
@@ -1360,7 +1354,14 @@ def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=
 
 def _begin(config: Config, pairs, base, watch, report) -> tuple:
     """モデルを用意し、データを点検してから、フォルダを自分のものにします。並べたプロセスでは、0 番が先です。"""
+    import torch
+
     folder, processes = Path(config.output_dir), _processes()
+    if processes.num_processes == 1 and torch.cuda.device_count() > 1:
+        raise HelperError(
+            f"GPU が {torch.cuda.device_count()} 個ありますが、プロセスは一つです。環境変数 CUDA_VISIBLE_DEVICES=0 で"
+            "一つだけ見せるか、accelerate launch で並べてください（README の「複数の GPU」）。"
+        )
     if config.effective_batch_size % processes.num_processes:
         raise HelperError(
             f"一回の更新の {config.effective_batch_size} 対を {processes.num_processes} 個のプロセスに等分できません。"
@@ -1535,13 +1536,15 @@ def estimate_training(model, tokenizer, data, config: Config, batching: dict) ->
     from transformers import TrainerCallback
 
     ends, batch, folder = [], config.effective_batch_size, Path(config.output_dir) / "trial.tmp"
+    alone = _processes().num_processes == 1
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             ends.append(time.perf_counter())
-            control.should_training_stop |= len(ends) > 2 and ends[-1] - ends[0] > 1
+            enough = alone and ends[-1] - ends[0] > 1  # 並べたプロセスは、同じ回数で止める
+            control.should_training_stop |= len(ends) > 2 and (enough or not alone)
 
     with _quiet():
         options = batching | {
@@ -1694,14 +1697,16 @@ def _saving_when_stopped(trainer):
         yield
         return
     trainer.add_callback(Stopper())
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in [number for number, handler in before.items() if handler != signal.SIG_IGN]:
+        signal.signal(number, stop)
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if stopped:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("今の更新まで保存しました。もう一度実行すると、そこから続けます。")
 
 
 def _preference_trainer(model, tokenizer, data, config: Config, folder: Path, options: dict):
@@ -1820,12 +1825,17 @@ def _is_sound(checkpoint: Path) -> bool:
 
     try:
         json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-        with safe_open(checkpoint / "adapter_model.safetensors", "pt"), safe_globals():
-            for name in ("optimizer.pt", "scheduler.pt", *(path.name for path in checkpoint.glob("rng_state*.pth"))):
+        for folder in (checkpoint, checkpoint / "ref"):  # DPO のアダプタと、参照モデルのアダプタ
+            json.loads((folder / "adapter_config.json").read_text("utf-8"))
+            with safe_open(folder / "adapter_model.safetensors", "pt"):
+                pass
+        states = {path.name for path in checkpoint.glob("*.pt*")}  # rng_state.pth や scaler.pt は、ない場合もある
+        for name in states | {"optimizer.pt", "scheduler.pt"}:
+            with safe_globals():
                 torch.load(checkpoint / name, map_location="cpu", weights_only=True)
-                with zipfile.ZipFile(checkpoint / name) as parts:  # torch.load は、検査の数（CRC）を見ない
-                    if parts.testzip():
-                        return False
+            with zipfile.ZipFile(checkpoint / name) as parts:  # torch.load は、検査の数（CRC）を見ない
+                if parts.testzip():
+                    return False
     except Exception:  # 壊れ方によって、誤りの種類はさまざま
         return False
     return True
@@ -2600,7 +2610,7 @@ def _identity(config: Config, pairs) -> str:
 
 def run_folder(config: Config, pairs, parent="runs") -> str:
     """設定とデータから決まる、結果のフォルダの名前です。どちらかを変えると、別のフォルダになります。"""
-    model = re.sub(r"[^\w.-]", "_", Path(config.base_model).name)
+    model = re.sub(r"[^\w.-]", "_", Path(config.base_model).name)[:50]
     return f"{parent}/{model}-{_identity(config, pairs)[:8]}"
 
 
@@ -2613,10 +2623,11 @@ def is_finished(config: Config, pairs) -> bool:
 
 def _check_folder(folder: Path, identity: str) -> None:
     """フォルダが空か、同じ設定とデータの実行のものでなければ、HelperError にします。"""
-    if folder.exists() and not folder.is_dir():
-        raise HelperError(f"{folder} はフォルダではありません。別の output_dir を指定してください。")
-    if not folder.exists() or all(path.name == ".lock" or path.suffix == ".tmp" for path in folder.iterdir()):
-        return
+    with _explained(f"フォルダ {folder} を読めません", "読み書きできる場所を output_dir に指定してください。"):
+        if folder.exists() and not folder.is_dir():
+            raise HelperError(f"{folder} はフォルダではありません。別の output_dir を指定してください。")
+        if not folder.exists() or all(path.name == ".lock" or path.suffix == ".tmp" for path in folder.iterdir()):
+            return
     saved = {}
     with contextlib.suppress(OSError, ValueError):
         saved = json.loads((folder / "config.json").read_text("utf-8"))
@@ -2650,7 +2661,7 @@ def _claim_folder(folder: Path, config: Config, identity: str):
 
 @contextlib.contextmanager
 def _writing(folder: Path):
-    """ディスクがいっぱいのとき、書けないとき、途中でフォルダが消えたときの誤りを、HelperError に直します。"""
+    """ディスクがいっぱい、書けない、途中でフォルダが消えた、などの誤りを、HelperError に直します。"""
     from safetensors import SafetensorError
 
     try:
@@ -2658,12 +2669,13 @@ def _writing(folder: Path):
     except HelperError:
         raise
     except Exception as error:
+        of_disk = isinstance(error, OSError) and error.errno and not isinstance(error, (ConnectionError, TimeoutError))
         of_library = re.search("inline_container|os error", str(error))  # torch.save と、Rust のライブラリ
-        if not (isinstance(error, (OSError, SafetensorError)) or of_library):
+        if not (of_disk or of_library or isinstance(error, SafetensorError)):
             raise
         raise HelperError(
-            f"フォルダ {folder} に書けませんでした（{_reason(error)}）。ディスクの空きとフォルダを確かめて、もう一度"
-            "実行してください。保存した所から続けます。"
+            f"フォルダ {folder} の読み書きに失敗しました（{_reason(error)}）。ディスクの空きとフォルダを確かめて、"
+            "もう一度実行してください。保存した所から続けます。"
         ) from error
 
 
@@ -2722,8 +2734,9 @@ def _revision(base_model: str) -> str | None:
 
     if base_model == OFFLINE_TINY or os.path.isdir(base_model):
         return None
-    path = try_to_load_from_cache(base_model, "config.json")  # …/snapshots/<版>/config.json
-    return Path(path).parent.name if isinstance(path, str) else None
+    with contextlib.suppress(ValueError):  # もうないフォルダの名前は、Hub の名前としては使えない
+        path = try_to_load_from_cache(base_model, "config.json")  # …/snapshots/<版>/config.json
+        return Path(path).parent.name if isinstance(path, str) else None
 
 
 def load_run(folder) -> Run:
@@ -2733,7 +2746,7 @@ def load_run(folder) -> Run:
     """
     folder = Path(folder)
     if not os.path.isfile(folder / "metrics.json"):
-        shown = _shown(str(folder))[1:-1]
+        shown = _shown(str(folder))
         raise HelperError(f"フォルダ {shown} に結果（metrics.json）がありません。保存まで終えた実行が要ります。")
     config = replace(load_config(folder / "config.json"), output_dir=str(folder))
     with _explained(f"フォルダ {folder} の結果を読めません", "壊れたか、別の版の結果です。もう一度学習してください。"):
@@ -2767,7 +2780,7 @@ def _load_adapter(model, folder: Path, name: str = "default", trainable: bool = 
     from peft import PeftModel
 
     if not (folder / "adapter_model.safetensors").is_file():  # ないと、PEFT は pickle の adapter_model.bin を探す
-        raise HelperError(f"フォルダ {folder} に、アダプタ（adapter_model.safetensors）がありません。")
+        raise FileNotFoundError(f"{folder.name}/adapter_model.safetensors")
     with _quiet():
         if isinstance(model, PeftModel):
             model.load_adapter(folder, adapter_name=name, is_trainable=trainable)
@@ -3127,8 +3140,8 @@ def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results"
     """
     import pandas as pd
 
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise HelperError(f"実験の名前が {_shown(name)} です。文字、数字、「_」「-」「.」だけの名前にしてください。")
+    if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,60}", name)):
+        raise HelperError(f"実験の名前が {_shown(name)} です。文字、数字、「_」で始まる、短い名前にしてください。")
     folder, rows, waited = Path(folder), [], []
     runs = _planned(base_config, grid, seeds)
     names = list(dict.fromkeys(name for varied, _ in runs for name in varied))
@@ -3368,14 +3381,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = parse_config(sys.argv[1:] if argv is None else argv)
         run = _train_and_report(config)
-    except KeyboardInterrupt:
-        print("\n中止しました。同じコマンドをもう一度実行すると、保存した所から続けます。", file=sys.stderr)
-        return 130
-    except HelperError as error:
-        print(f"エラー: {error}", file=sys.stderr)
+    except (HelperError, KeyboardInterrupt) as error:
+        stopped = "\n中止しました。同じコマンドをもう一度実行すると、保存した所から（なければ初めから）続けます。"
+        code, text = (2, f"エラー: {error}") if isinstance(error, HelperError) else (130, stopped)
+        print(text, file=sys.stderr)
         if _processes().num_processes > 1:  # 値を返すと、notebook_launcher は、待っているほかのプロセスを終わらせない
-            raise SystemExit(2) from error
-        return 2
+            raise SystemExit(code) from error
+        return code
     if run is None:
         return 0
     print(f"\n{summary_table(run.metrics)}\n\n判定: {run.metrics['verdict']} — {run.metrics['verdict_reason']}")
@@ -3572,5 +3584,6 @@ SQL|リレーショナルデータベースの定義や検索、更新に使う�
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM でも、Ctrl-C と同じに、後始末をして終わる
+    if "WORLD_SIZE" not in os.environ:  # 並べたプロセスは、始めたプログラム（torchrun など）が終わらせる
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ctrl-C と同じに、後始末をして終わる
     sys.exit(main())

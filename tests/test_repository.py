@@ -83,7 +83,7 @@ def test_speed_table_in_the_readme_comes_from_a_saved_run():
     assert "、".join(f"{n} 対で {1000 * cost:.1f}" for n, cost in costs.items()) in README
     assert abs(costs["2000"] / costs["250"] - 1) < 0.1
     shares = [f"{share:.0%}" for share in saved["head_share"].values()]
-    assert f"一回の更新の {shares[0]}（`offline-tiny`）と {shares[1]}（DialoGPT-small の形）" in README
+    assert f"計算の時間の {shares[0]}（`offline-tiny`）と {shares[1]}（DialoGPT-small の形）" in README
 
 
 def test_readme_has_both_commands_and_the_top_level_it_shows():

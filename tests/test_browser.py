@@ -1,0 +1,145 @@
+"""本物のブラウザー（Chromium）の JupyterLab で、二つのノートブックを「すべてのセルを実行」し、見えるものを確かめます。
+
+Chromium がなければ省きます（Debian では apt-get install chromium）。画面の写しは、環境変数 DPO_SCREENSHOTS のフォルダ
+か、pytest の一時フォルダに残ります。
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+from measure_recipe import place_base
+
+import dpo_helpers as dpo
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="chromium がありません（apt-get install chromium で入ります）"),
+]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]  # fmt: skip
+LIVE = """[...document.querySelectorAll('.jp-CodeCell')]
+    .filter(cell => cell.querySelector('.jp-InputPrompt')?.textContent.includes('*'))
+    .flatMap(cell => [...cell.querySelectorAll('.jp-RenderedImage img')].map(image => {
+        image.scrollIntoView({block: 'center'}); return image.src }))"""  # 実行中のセルの図
+BUSY = ".jp-InputPrompt:text-is('[*]:')"
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory):
+    folder = Path(os.environ.get("DPO_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lab(offline_runs, small_base, tmp_path_factory):
+    """二つのノートブックと、offline-tiny の元のモデルを置いたフォルダで JupyterLab を始め、アドレスを返します。"""
+    folder = tmp_path_factory.mktemp("lab")
+    config = dpo.Config(base_model="offline-tiny")
+    place_base(offline_runs[42] / "base", replace(config, output_dir=str(
+        folder / dpo.run_folder(config, dpo.prepare_pairs(config))
+    )))  # fmt: skip
+    choices = {"colab_dpo_training.ipynb": 'base_model = "offline-tiny"',
+               "dpo_training_experiment.ipynb": f'base_model = "{small_base}"'}  # fmt: skip
+    for name, choice in choices.items():
+        notebook = nbformat.read(ROOT / name, as_version=4)
+        cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+        lines = [choice if line.startswith("base_model = ") else line for line in cell.source.splitlines()]
+        cell.source = "\n".join(lines)
+        nbformat.write(notebook, folder / name)
+    settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
+    settings.mkdir(parents=True)
+    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')  # 画面の外のセルも描く
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+               "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
+               f"--LabApp.user_settings_dir={folder}/settings", f"--LabApp.workspaces_dir={folder}/workspaces",
+               "--LabApp.news_url=None"]  # fmt: skip
+    address = f"http://127.0.0.1:{port}"
+    with open(folder / "lab.log", "w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api").read()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield address
+        server.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+def run_all(browser, address, name):
+    """ノートブックを開いて、メニューから「すべてのセルを実行」し、そのページを返します。"""
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{address}/lab/tree/{name}?reset", timeout=120_000)
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=120_000)
+    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+    page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+    page.wait_for_selector(BUSY, state="attached", timeout=60_000)  # 折りたたんだセルでも
+    return page
+
+
+def check_page(page, shot, figures, tables):
+    """誤りも stderr もなく、図と表が描かれ、崩れていないことを確かめ、全体の画面を残します。"""
+    outputs = page.locator(".jp-OutputArea-output")
+    kinds = [outputs.nth(i).get_attribute("data-mime-type") or "" for i in range(outputs.count())]
+    assert not [kind for kind in kinds if "error" in kind or "stderr" in kind]
+    assert page.locator(".jp-RenderedImage img").count() >= figures
+    assert page.locator(".jp-RenderedHTMLCommon table").count() >= tables
+    images = "[...document.querySelectorAll('.jp-RenderedImage img')]"  # 本文のバッジは、外のネットワークにある
+    assert page.evaluate(f"{images}.filter(image => !image.naturalWidth).length") == 0
+    height = page.evaluate("document.querySelector('.jp-Notebook .jp-WindowedPanel-outer, .jp-Notebook').scrollHeight")
+    page.set_viewport_size({"width": 1400, "height": min(int(height) + 200, 16_000)})
+    page.wait_for_timeout(1500)
+    page.screenshot(path=shot)
+    return page.locator(".jp-Notebook").inner_text()
+
+
+def test_the_first_notebook_in_a_browser(lab, browser, screenshots):
+    page = run_all(browser, lab, "colab_dpo_training.ipynb")
+    seen, deadline = [], time.time() + 600
+    while page.locator(BUSY).count() and time.time() < deadline:
+        for image in page.evaluate(LIVE):
+            if image not in seen:
+                seen.append(image)
+                if len(seen) == 3:
+                    page.screenshot(path=screenshots / "training.png")
+        page.wait_for_timeout(300)
+    assert page.locator(BUSY).count() == 0, "10 分で終わりませんでした"
+    assert len(seen) >= 3, f"学習中に見えた図は {len(seen)} 枚です"
+    text = check_page(page, screenshots / "first.png", 4, 6)
+    assert "判定: 学習した" in text
+    page.close()
+
+
+def test_the_experiment_notebook_in_a_browser(lab, browser, screenshots):
+    page = run_all(browser, lab, "dpo_training_experiment.ipynb")
+    page.wait_for_function(
+        "![...document.querySelectorAll('.jp-InputPrompt')].some(p => p.textContent.includes('*'))", timeout=900_000
+    )
+    text = check_page(page, screenshots / "experiment.png", 9, 10)
+    assert "最もよかった" in text
+    page.close()

@@ -1,6 +1,6 @@
 """DialoGPT-small の形で、LoRA の α を選ぶための測定です。結果は tests/results/alpha.json に書きます。
 
-本物の重みはここにないので、同じ形の乱数の重みに、生成した対の文を chosen と rejected の区別なく一度読ませたものを
+本物の重みはここにないので、同じ形の乱数の重みに、生成した対の文を chosen と rejected の区別なく 2 回読ませたものを
 代わりにします（乱数のままでは勾配が大きすぎて、参考になりません）。2 コアの CPU で、α 一つに 10 分ほどかかります。
 
     python tests/measure_alpha.py 作業フォルダ 256 1024 4096

@@ -4,6 +4,7 @@ Chromium がなければ省きます（Debian では apt-get install chromium）
 か、pytest の一時フォルダに残ります。
 """
 
+import json
 import os
 import shutil
 import socket
@@ -90,23 +91,46 @@ def browser():
         browser.close()
 
 
-def run_all(browser, address, name):
+def kernel_state(address, name):
+    """ノートブックのカーネルが、サーバーから見て何をしているか（idle、busy など）です。まだなければ None です。"""
+    sessions = json.loads(urllib.request.urlopen(f"{address}/api/sessions").read())
+    states = [each["kernel"]["execution_state"] for each in sessions if each["path"] == name and each["kernel"]]
+    return states[0] if states else None
+
+
+def wait_for(page, condition, seconds):
+    """condition() が真になるまで、ページを動かしながら待ちます。時間切れなら False を返します。"""
+    deadline = time.time() + seconds
+    while not condition():
+        if time.time() > deadline:
+            return False
+        page.wait_for_timeout(300)
+    return True
+
+
+def run_all(browser, address, name, shot):
     """ノートブックを開いて、メニューから「すべてのセルを実行」し、そのページを返します。"""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(f"{address}/lab/tree/{name}?reset", timeout=120_000)
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
     page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=120_000)
-    page.click(".lm-MenuBar-itemLabel:text-is('Run')")
-    page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
-    page.wait_for_selector(BUSY, state="attached", timeout=60_000)  # 折りたたんだセルでも
-    return page
+    for _ in range(5):  # カーネルの用意ができる前に押しても、何も始まらない
+        wait_for(page, lambda: kernel_state(address, name) == "idle", 60)
+        page.click(".lm-MenuBar-itemLabel:text-is('Run')")
+        page.click(".lm-Menu-itemLabel:text-is('Run All Cells')")
+        if wait_for(page, lambda: kernel_state(address, name) == "busy", 20):
+            return page
+        page.keyboard.press("Escape")
+    page.screenshot(path=shot)
+    raise AssertionError("「すべてのセルを実行」が始まりません: " + page.locator("body").inner_text()[:3000])
 
 
 def check_page(page, shot, figures, tables):
     """誤りも stderr もなく、図と表が描かれ、崩れていないことを確かめ、全体の画面を残します。"""
     outputs = page.locator(".jp-OutputArea-output")
     kinds = [outputs.nth(i).get_attribute("data-mime-type") or "" for i in range(outputs.count())]
-    assert not [kind for kind in kinds if "error" in kind or "stderr" in kind]
+    bad = [i for i, kind in enumerate(kinds) if "error" in kind or "stderr" in kind]
+    assert not bad, [outputs.nth(i).inner_text()[-1000:] for i in bad]
     assert page.locator(".jp-RenderedImage img").count() >= figures
     assert page.locator(".jp-RenderedHTMLCommon table").count() >= tables
     images = "[...document.querySelectorAll('.jp-RenderedImage img')]"  # 本文のバッジは、外のネットワークにある
@@ -119,27 +143,29 @@ def check_page(page, shot, figures, tables):
 
 
 def test_the_first_notebook_in_a_browser(lab, browser, screenshots):
-    page = run_all(browser, lab, "colab_dpo_training.ipynb")
-    seen, deadline = [], time.time() + 600
-    while page.locator(BUSY).count() and time.time() < deadline:
+    page = run_all(browser, lab, "colab_dpo_training.ipynb", screenshots / "first.png")
+    seen = []
+
+    def finished():
         for image in page.evaluate(LIVE):
             if image not in seen:
                 seen.append(image)
                 if len(seen) == 3:
                     page.screenshot(path=screenshots / "training.png")
-        page.wait_for_timeout(300)
-    assert page.locator(BUSY).count() == 0, "10 分で終わりませんでした"
-    assert len(seen) >= 3, f"学習中に見えた図は {len(seen)} 枚です"
+        return not page.locator(BUSY).count() and kernel_state(lab, "colab_dpo_training.ipynb") == "idle"
+
+    assert wait_for(page, finished, 600), "10 分で終わりませんでした"
     text = check_page(page, screenshots / "first.png", 4, 6)
+    assert len(seen) >= 3, f"学習中に見えた図は {len(seen)} 枚です"
     assert "判定: 学習した" in text
     page.close()
 
 
 def test_the_experiment_notebook_in_a_browser(lab, browser, screenshots):
-    page = run_all(browser, lab, "dpo_training_experiment.ipynb")
-    page.wait_for_function(
-        "![...document.querySelectorAll('.jp-InputPrompt')].some(p => p.textContent.includes('*'))", timeout=900_000
-    )
+    page = run_all(browser, lab, "dpo_training_experiment.ipynb", screenshots / "experiment.png")
+    name = "dpo_training_experiment.ipynb"
+    done = wait_for(page, lambda: not page.locator(BUSY).count() and kernel_state(lab, name) == "idle", 900)
+    assert done, "15 分で終わりませんでした"
     text = check_page(page, screenshots / "experiment.png", 9, 10)
     assert "最もよかった" in text
     page.close()

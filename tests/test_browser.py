@@ -59,16 +59,20 @@ def lab(offline_runs, small_base, tmp_path_factory):
         lines = [choice if line.startswith("base_model = ") else line for line in cell.source.splitlines()]
         cell.source = "\n".join(lines)
         nbformat.write(notebook, folder / name)
-    settings = folder / "settings" / "@jupyterlab" / "notebook-extension"
-    settings.mkdir(parents=True)
-    (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')  # 画面の外のセルも描く
+    for name, value in {
+        "notebook-extension/tracker": {"windowingMode": "none"},  # 画面の外のセルも描く
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }.items():
+        settings = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps(value))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
                "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
-               f"--LabApp.user_settings_dir={folder}/settings", f"--LabApp.workspaces_dir={folder}/workspaces",
-               "--LabApp.news_url=None"]  # fmt: skip
+               f"--LabApp.user_settings_dir={folder}/settings",
+               f"--LabApp.workspaces_dir={folder}/workspaces"]  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     with open(folder / "lab.log", "w") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         for _ in range(120):
@@ -135,8 +139,10 @@ def check_page(page, shot, figures, tables):
     assert page.locator(".jp-RenderedHTMLCommon table").count() >= tables
     images = "[...document.querySelectorAll('.jp-RenderedImage img')]"  # 本文のバッジは、外のネットワークにある
     assert page.evaluate(f"{images}.filter(image => !image.naturalWidth).length") == 0
-    height = page.evaluate("document.querySelector('.jp-Notebook .jp-WindowedPanel-outer, .jp-Notebook').scrollHeight")
+    panels = "[...document.querySelectorAll('.jp-Notebook, .jp-Notebook .jp-WindowedPanel-outer')]"
+    height = page.evaluate(f"Math.max(...{panels}.map(panel => panel.scrollHeight))")
     page.set_viewport_size({"width": 1400, "height": min(int(height) + 200, 16_000)})
+    page.evaluate(f"{panels}.forEach(panel => {{ panel.scrollTop = 0 }})")
     page.wait_for_timeout(1500)
     page.screenshot(path=shot)
     return page.locator(".jp-Notebook").inner_text()

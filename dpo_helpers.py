@@ -1734,7 +1734,7 @@ def _preference_trainer(model, tokenizer, data, config: Config, folder: Path, op
 
 
 def _exact_trainer():
-    """小分けにしても、複数の GPU に分けても、まとめて計算したときと同じ損失になる DPOTrainer のクラスです。
+    """小分けにしても、GPU に分けても、途中から続けても、一度に計算したときと同じ損失になる DPOTrainer のクラスです。
 
     TRL は、小分けごとの平均を平均します。小分けの間で、対の数や、SFT の項を割る数（chosen のトークン数）が違うと、全体
     の平均とずれるので、その比を損失の重みに掛けます。小分けにしないときの比は 1 です。
@@ -1758,6 +1758,10 @@ def _exact_trainer():
             ratios = (sizes(inputs) / self.mean_sizes).tolist()
             self.loss_weights = [w * ratio for w, ratio in zip(self.args.loss_weights, ratios, strict=False)]
             return super().compute_loss(model, inputs, *args, **kwargs)
+
+        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+            # Transformers 5.15（Colab の版）は、参照の ref だけを読み、学習中のアダプタを読まない
+            _load_adapter(self.model, Path(resume_from_checkpoint), trainable=True)
 
         def floating_point_ops(self, inputs):
             return 0  # 使わない記録のために、更新のたびにモデルの全パラメータを数えている

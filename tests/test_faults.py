@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,9 @@ def uninterrupted(long_config, tmp_path_factory):
 def test_a_stop_signal_saves_a_checkpoint_and_says_how_to_go_on(number, long_config, uninterrupted, tmp_path):
     config = long_config(tmp_path / "out")
     command = [sys.executable, str(ROOT / "dpo_helpers.py"), *arguments(config)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    heard = partial(signal.signal, number, signal.SIG_DFL)  # テストが裏で動いていると、SIGINT は無視になっている
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "preexec_fn": heard}
+    with subprocess.Popen(command, **options) as process:
         while not list((tmp_path / "out").glob("checkpoints/checkpoint-50")):
             assert process.poll() is None, "止める前に終わってしまいました"
             time.sleep(0.01)
@@ -73,10 +76,13 @@ def test_a_stop_in_a_notebook_saves_a_checkpoint_too(long_config, uninterrupted,
         if status["phase"] == "DPO" and status["step"] == 77:
             signal.raise_signal(signal.SIGINT)
 
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        dpo.train(config, watch=watch)
-    assert signal.getsignal(signal.SIGINT) is handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            dpo.train(config, watch=watch)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert dpo._step(dpo.last_checkpoint(tmp_path / "out" / "checkpoints")) in (77, 78)
     run = dpo.train(config)
     dpo.evaluate_run(run)

@@ -1,10 +1,11 @@
-"""Colab のイメージと同じ版を入れた環境で、ノートブックが、それ一つだけで最後まで動くことを確かめます。
+"""Colab のイメージと同じ版を入れた環境で、ノートブックが、それ一つだけで最後まで動き、速いテストも通ることを確かめます。
 
     python tests/colab/check.py
 
 requirements.txt の仮想環境に、初めから pandas を読み込んであるカーネルを用意し（Colab と同じです）、ノートブックを空の
 フォルダに一つずつ置いて、offline-tiny で実行します。google.colab は代役（standin）で、Drive への接続は断られます。
-終わったあと、環境で変わったものが trl（増える）と torchao（消える）だけでなければ、失敗です。
+終わったあと、環境で変わったものが trl（増える）と torchao（消える）だけでなければ、失敗です。最後に、同じ環境で、数分
+かからないテスト（pytest -m "not slow"）を実行します。
 """
 
 import json
@@ -76,10 +77,19 @@ def run_alone(notebook: Path, folder: Path):
     return done, "".join(output.get("text", "") for output in outputs)
 
 
+def run_fast_tests(python: Path, environment: dict) -> None:
+    """テストの道具を、入っているものの版を変えずに足し、ノートブックと同じように trl を入れて、速いテストを実行します。"""
+    tools = [python, "-m", "pip", "install", "-q", "-r", "tests/requirements.txt", "-c", HERE / "requirements.txt"]
+    packages = [python, "-c", "import dpo_helpers; print(dpo_helpers.install_packages())"]
+    tests = [python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "not slow", "-q", "-W", "ignore"]
+    for command in (tools, packages, tests):
+        subprocess.run(command, check=True, cwd=ROOT, env=environment)
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        python = make_environment(folder / "environment")
+        python, environment = make_environment(folder / "environment"), dict(os.environ)
         make_kernel(python, folder)
         for notebook in sorted(ROOT.glob("*.ipynb")):
             before, started = frozen(python), time.perf_counter()
@@ -94,6 +104,7 @@ def main() -> int:
             assert "Google Drive に接続できませんでした（MessageError" in text and ".zip にまとめました" in text
             subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "trl"], check=True)
             subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "torchao==0.10.0"], check=True)
+        run_fast_tests(python, environment)
     return 0
 
 

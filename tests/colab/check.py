@@ -1,4 +1,4 @@
-"""Colab のイメージと同じ版を入れた環境で、ノートブックが、それ一つだけで最後まで動き、速いテストも通ることを確かめます。
+"""Colab のイメージと同じ版の環境で、ノートブックが、それ一つだけで最後まで動き、速いテストも通ることを確かめます。
 
     python tests/colab/check.py
 
@@ -78,7 +78,7 @@ def run_alone(notebook: Path, folder: Path):
 
 
 def run_fast_tests(python: Path, environment: dict) -> None:
-    """テストの道具を、入っているものの版を変えずに足し、ノートブックと同じように trl を入れて、速いテストを実行します。"""
+    """版を変えずにテストの道具を足し、ノートブックと同じように trl を入れて、速いテストを実行します。"""
     tools = [python, "-m", "pip", "install", "-q", "-r", "tests/requirements.txt", "-c", HERE / "requirements.txt"]
     packages = [python, "-c", "import dpo_helpers; print(dpo_helpers.install_packages())"]
     tests = [python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "not slow", "-q", "-W", "ignore"]

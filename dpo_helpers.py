@@ -91,7 +91,7 @@ class Config:
     """一回の実行の設定です。使えない値は HelperError になります。"""
 
     base_model: str = _option("microsoft/DialoGPT-small", "調整するモデル（Hub の名前、フォルダ、offline-tiny）")
-    dataset: str = _option("builtin", "選好データ（builtin、Hub の名前、jsonl/json/csv/parquet のパス）")
+    dataset: str = _option("builtin", "選好データ（builtin、Hub の名前、jsonl/json/csv/tsv/parquet のパス）")
     num_pairs: int = _option(1000, "builtin で作る対の数（検証用を含む）")
     eval_fraction: float = _option(0.15, "検証に回す概念の割合")
     data_seed: int = _option(42, "対の生成と分割に使う乱数の種")
@@ -1107,12 +1107,12 @@ def repair(pairs):
         clean["prompt"] = as_prompt(_tidy(row["prompt"])) if _tidy(row["prompt"]) else ""
         key = tuple(clean[name] for name in PAIR_COLUMNS)
         if key in seen:
-            changes.append((i, f"{seen[key]} 行目と同じなので除きました"))
+            changes.append((i, f"{seen[key]} 件目と同じなので除きました"))
             continue
         seen[key] = i
         changes += [(i, f"{name} の空白か文字を整えました") for name in PAIR_COLUMNS if clean[name] != row[name]]
         kept.append(clean)
-    return Dataset.from_list(kept), pd.DataFrame(changes, columns=["行", "変えたこと"])
+    return Dataset.from_list(kept), pd.DataFrame(changes, columns=["件目", "変えたこと"])
 
 
 def _tidy(text) -> str:
@@ -2435,7 +2435,8 @@ def _history_figure(history: list, batch_size: int, last_step: int | None = None
 
     loss, accuracy, margin, reward = figure.subplots(2, 2, sharex=True).flat
     line(loss, "loss/preference", "C0", "preference loss (mean of last 50 pairs)")
-    loss.axhline(math.log(2), color="0.4", linestyle=":", label="ln 2 = 0.693 (no preference yet)")
+    start = history[0]["loss/preference"]  # sigmoid なら ln 2
+    loss.axhline(start, color="0.4", linestyle=":", label=f"start = {start:.3f} (no preference yet)")
     line(accuracy, "rewards/accuracies", "C2", "rewards/accuracies (last 50 pairs)")
     accuracy.axhline(0.5, color="0.4", linestyle=":", label="chance = 0.5")
     accuracy.set_ylim(0, 1.05)
@@ -2469,7 +2470,7 @@ def plot_margins(run: Run):
         label = f"{'chosen' if correct else 'rejected'} preferred: {len(values)}"
         axes[0].hist(values, bins=edges, color=color, hatch=hatch, label=label)
     axes[0].axvline(0, color="0.2", linestyle=":")
-    axes[0].set(xlabel="rewards/margins", ylabel="pairs", title="Margins on concepts held out of training")
+    axes[0].set(xlabel="rewards/margins", ylabel="pairs", title="Margins on held-out pairs")
     axes[0].legend(fontsize=9)
     if by_flaw:
         names = sorted(by_flaw, key=lambda name: by_flaw[name][0])
@@ -2802,9 +2803,9 @@ def summary_table(metrics: dict) -> str:
     resumed = f"（{metrics['resumed_from_step']} 回目からの再開後）" if metrics["resumed_from_step"] else ""
     few = [("注意", f"学習用が {metrics['train_pairs']} 対だけなので、成績は参考になりません")]
     rows = (few if metrics["train_pairs"] < 200 else []) + [
-        ("最初の損失（ln 2 = 0.693 が正常）", f"{metrics['first_loss']:.3f}"),
+        ("最初の損失（sigmoid では ln 2 = 0.693 が正常）", f"{metrics['first_loss']:.3f}"),
         ("最後の損失（最後の 25 回の平均）", f"{metrics['final_loss']:.3f}"),
-        (f"検証の正解率（SFT にも DPO にも出ない概念、{metrics['eval_pairs']} 対）",
+        (f"検証の正解率（SFT にも DPO にも使わない {metrics['eval_pairs']} 対）",
          f"{metrics['accuracy_after']:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）"),
         ("検証で chosen のほうが対数確率の高い割合（前 → 後）",
          f"{metrics['logp_accuracy_before']:.1%} → {metrics['logp_accuracy_after']:.1%}"),
@@ -2914,7 +2915,8 @@ def _copy(source: Path, target: Path) -> None:
             target.rename(old)
         draft.rename(target)
         (target / "DONE").write_text(json.dumps(marks), "utf-8")
-        os.sync()
+        if hasattr(os, "sync"):  # Windows にはない
+            os.sync()
     except OSError:
         if old.exists():
             _discard(target)

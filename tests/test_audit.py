@@ -127,8 +127,8 @@ def test_repair_says_everything_it_changed_and_changes_nothing_else(rows):
     rows[5]["rejected"] = "か\u3099" + rows[5]["rejected"]  # 濁点が別の文字になった「が」
     rows[9] = dict(rows[8])
     pairs, changes = dpo.repair(Dataset.from_list(rows))
-    assert len(pairs) == 99 and list(changes["行"]) == [4, 6, 10]
-    assert "9 行目と同じ" in changes["変えたこと"][2]
+    assert len(pairs) == 99 and list(changes["件目"]) == [4, 6, 10]
+    assert "9 件目と同じ" in changes["変えたこと"][2]
     assert pairs[3]["chosen"] == rows[3]["chosen"].strip() and pairs[5]["rejected"].startswith("が")
     again, nothing = dpo.repair(pairs)
     assert again.to_list() == pairs.to_list() and nothing.empty

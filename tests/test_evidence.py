@@ -85,12 +85,34 @@ def history(steps=100, **changes):
         ({"rewards/chosen": lambda t: -8 * t}, "よい回答の確率まで大きく下がっています。lora_alpha か学習率を半分"),
         ({"rewards/margins": lambda t: 30 * t}, "マージンが 10 を超えました"),
         ({"loss": lambda t: math.nan if t > 0.5 else 1.0}, "NaN"),
-        ({"grad_norm": lambda t: math.inf if t > 0.8 else 1.0}, "更新が飛ばされました。lora_alpha を半分"),
+        ({"grad_norm": lambda t: math.inf if t > 0.8 else 1.0}, "更新で無限大になりました。lora_alpha を半分"),
     ],
 )
 def test_each_symptom_gets_its_cause_and_its_knob(changes, expected):
     (said,) = dpo.diagnose(history(**changes), 4, 100)
     assert expected in said
+
+
+def test_a_scale_still_being_found_in_float16_is_no_symptom():
+    calibrating = {"grad_norm": lambda t: math.inf if t < 0.1 else 1.0}
+    assert all(dpo.diagnose(history(**calibrating)[:n], 4, 100) == [] for n in range(1, 101))
+
+
+def test_a_run_that_breaks_is_recorded_and_named_as_it_is(small_config):
+    said = []
+    run = dpo.train(small_config(learning_rate=1e12, sft_epochs=0.0), watch=lambda status, rows: said.append(status))
+    assert math.isnan(run.history[-1]["loss"])
+    assert any("損失が数でなくなりました（NaN）" in text for text in dpo.diagnose(run.history, 4, len(run.history)))
+    dpo.evaluate_run(run)
+    assert dpo.load_run(dpo.save_run(run)).metrics["verdict"] != "学習した"
+
+
+@pytest.mark.parametrize("loss_type", dpo.LOSS_TYPES)
+def test_every_kind_of_loss_trains(loss_type, small_config):
+    smoothing = 0.1 if loss_type in ("exo_pair", "robust") else 0.0
+    run = dpo.train(small_config(num_pairs=30, sft_epochs=0.0, loss_type=loss_type, label_smoothing=smoothing))
+    assert all(math.isfinite(row["loss/preference"]) for row in run.history)
+    assert run.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-3)
 
 
 def test_accuracy_that_saturates_early_is_named_and_health_is_not():

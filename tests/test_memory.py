@@ -62,6 +62,17 @@ def test_smaller_batches_give_the_same_losses(whole, config, monkeypatch, limit,
     assert "結果は変わります" in dpo._smaller_text(dpo._batchings(4)[1], dpo.Config(loss_type="aot"))
 
 
+def test_a_last_update_in_unequal_parts_is_recorded_as_one(config, monkeypatch):
+    """最後の更新が 2 対と 1 対に分かれても、記録は三対の平均です。"""
+    rows = dpo.build_pairs(60).to_list()
+    names = ("loss", "loss/preference", "loss/sft", "rewards/margins", "rewards/accuracies", "logps/chosen")
+    count = next(n for n in range(40, 60) if len(dpo.split_pairs(dpo.load_pairs(rows[:n]))[0]) % 4 == 3)
+    expected = dpo.train(config(), rows[:count])
+    with little_memory(monkeypatch, 300):
+        run = dpo.train(config(), rows[:count])
+    assert columns(run, *names) == pytest.approx(columns(expected, *names), rel=1e-4, abs=1e-3)
+
+
 def test_training_goes_on_from_the_last_checkpoint(config, monkeypatch):
     """SFT と、チェックポイントのあとの更新まで進んでから足りなくなると、そこから続けます。"""
     expected = dpo.train(config(num_train_epochs=8.0))

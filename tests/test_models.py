@@ -178,3 +178,29 @@ def test_dialogpt_keeps_the_plain_form(small_base):
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
     prompt = "質問: AIとは？\n回答:"
     assert dpo.model_texts([prompt], ["答え"], tokenizer) == [(prompt, "答え" + tokenizer.eos_token)]
+
+
+def test_an_answer_that_melts_into_the_question_is_scored_as_in_training(small_base, tmp_path):
+    """「:「」が一つのトークンになると、TRL は、対の二つの回答のどちらとも共通な所までを質問とします。"""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer, made.decoder = letters, decoders.ByteLevel()
+    alphabet = {"initial_alphabet": letters.alphabet(), "special_tokens": ["<e>"], "show_progress": False}
+    made.train_from_iterator(["回答:「はい」", "回答:「いいえ」"] * 50, trainers.BpeTrainer(vocab_size=400, **alphabet))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<e>", eos_token="<e>", pad_token="<e>")
+    size = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=1, n_head=2, bos_token_id=0,
+                      eos_token_id=0, pad_token_id=0)  # fmt: skip
+    for part in (tokenizer, GPT2LMHeadModel(size)):
+        part.save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"質問{i}は何", "chosen": f"「はい{i}」", "rejected": f"いいえ{i}"} for i in range(40)]
+    bare = "質問: 質問0は何\n回答:"
+    question, chosen, rejected = tokenizer([bare, bare + rows[0]["chosen"], bare + rows[0]["rejected"]])["input_ids"]
+    assert dpo._shared_prefix(question, chosen) < dpo._shared_prefix(question, rejected) == len(question)
+    config = dpo.Config(base_model=str(tmp_path / "base"), sft_epochs=0.0, lora_r=8, lora_alpha=16.0,
+                        output_dir=str(tmp_path / "run"))  # fmt: skip
+    run = dpo.train(config, rows)
+    assert run.history[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-3)
+    assert run.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-3)

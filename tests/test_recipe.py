@@ -7,7 +7,7 @@ import json
 import math
 
 import pytest
-from conftest import ROOT, RUN_SEEDS, SEEDS
+from conftest import NEEDS_PROMPT, ROOT, RUN_SEEDS, SEEDS
 
 import dpo_helpers as dpo
 
@@ -30,7 +30,7 @@ def test_it_learned_what_it_was_never_shown(metrics, seed):
     found = metrics[seed]
     assert found["accuracy_after"] >= 0.80 and found["verdict"] == "学習した"
     assert found["eval_pairs"] == 150 and found["train_pairs"] == 850
-    for flaw in dpo.NEEDS_PROMPT:
+    for flaw in NEEDS_PROMPT:
         assert found["accuracy_by_flaw"][flaw][0] >= 0.70
 
 

@@ -132,6 +132,18 @@ def test_finished_runs_come_back_from_drive_on_a_new_machine(small_config, tmp_p
     assert dpo.score_pairs(run)["margin"].mean() == pytest.approx(table["margin_after"][1], abs=1e-5)
 
 
+def test_a_damaged_run_on_drive_is_made_whole_again(small_config, tmp_path):
+    config, drive = small_config(sft_epochs=0.0), tmp_path / "drive"
+    drive.mkdir()
+    options = {"folder": tmp_path / "here", "report": lambda text: None, "drive": drive}
+    (folder,) = dpo.sweep(config, [{}], **options)["folder"]
+    there = drive / "here" / dpo.Path(folder).name
+    (there / "adapter" / "adapter_model.safetensors").write_bytes(b"")
+    shutil.rmtree(tmp_path / "here")
+    dpo.sweep(config, [{}], **options)
+    assert dpo._is_whole(there) and dpo.load_run(there)
+
+
 def test_drive_that_went_away_does_not_stop_the_sweep_and_gets_the_runs_later(small_config, tmp_path):
     config, said, options = small_config(), [], {"folder": tmp_path / "s", "drive": tmp_path / "drive"}
     table = dpo.sweep(config, [{}], report=said.append, **options)

@@ -167,10 +167,10 @@ def test_it_runs_with_a_figure_for_each_study(executed, small_base):
         (cell,) = (cell for cell in done.cells if cell.metadata.get("id") == name)
         assert sum("image/png" in output.get("data", {}) for output in cell.outputs) == 1
         assert pd.read_csv(executed / "experiments" / f"{name}.csv")["error"].isna().all()
-        assert (executed / "experiment_results" / f"{name}.png").is_file()
-    assert "最もよかった" in text and "experiment_results.zip にまとめました" in text
-    assert dpo.load_config(executed / "experiment_results" / "best_config.json").base_model == str(small_base)
-    rows = pd.read_csv(executed / "experiment_results" / "all_runs.csv")
+        assert (executed / "experiment_results_quick" / f"{name}.png").is_file()
+    assert "最もよかった" in text and "experiment_results_quick.zip にまとめました" in text
+    assert dpo.load_config(executed / "experiment_results_quick" / "best_config.json").base_model == str(small_base)
+    rows = pd.read_csv(executed / "experiment_results_quick" / "all_runs.csv")
     runs, minutes = re.search(r"このあとの実行は (\d+) 回で、約 ([\d.]+) 分", text).groups()
     assert int(runs) == rows["folder"].nunique() - 1
     spent = rows.drop_duplicates("folder")["total_seconds"].sum() / 60

@@ -636,8 +636,8 @@ def split_pairs(pairs, eval_fraction: float = 0.15, seed: int = 42):
 
 def _held_out_rows(pairs, eval_fraction: float, seed: int) -> set[int]:
     """検証に回す行の番号です。質問は、記号・空白・全角半角の違いを無視して同じとみなします。"""
-    concepts = pairs["concept"] if "concept" in pairs.column_names else [None] * len(pairs)
-    groups = [concept or _question_key(prompt) for concept, prompt in zip(concepts, pairs["prompt"], strict=True)]
+    concepts = pairs["concept"][:] if "concept" in pairs.column_names else [None] * len(pairs)
+    groups = [concept or _question_key(prompt) for concept, prompt in zip(concepts, pairs["prompt"][:], strict=True)]
     if len(set(groups)) < 2:
         raise HelperError(
             f"概念（concept の列がなければ質問）が {len(set(groups))} 種類しかありません。学習用と検証用に分けるには、"
@@ -671,7 +671,7 @@ def load_pairs(source):
 def _is_ready(pairs) -> bool:
     """もう load_pairs の返す形になっているかどうかです。"""
     kinds = [getattr(pairs.features.get(name), "dtype", None) for name in PAIR_COLUMNS]
-    return kinds == ["string"] * 3 and all(prompt and as_prompt(prompt) == prompt for prompt in pairs["prompt"])
+    return kinds == ["string"] * 3 and all(prompt and as_prompt(prompt) == prompt for prompt in pairs["prompt"][:])
 
 
 def _as_dataset(rows):
@@ -943,10 +943,11 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 
     severity は error・warning・info、rows は最初の 5 行の番号（0 から）です。info は、内容を読まない二つの規則
     （長さ、文字 1〜3-gram）の正解率（value）で、偏りが大きければ warning になります。
     """
-    texts = [[_normalized(text) for text in pairs[name]] for name in PAIR_COLUMNS]
+    raw = [pairs[name][:] for name in PAIR_COLUMNS]  # [:] で一度に取り出すと、一行ずつ読むより何倍も速い
+    texts = [list(map(_normalized, column)) for column in raw]
     rows = _row_faults(list(zip(*texts, strict=True)))
-    raw = zip(*(pairs[name] for name in PAIR_COLUMNS), strict=True)
-    rows["garbled"] = [i for i, row in enumerate(raw) if any(GARBLED.search(text or "") for text in row)]
+    garbled = (any(GARBLED.search(text or "") for text in row) for row in zip(*raw, strict=True))
+    rows["garbled"] = [i for i, found in enumerate(garbled) if found]
     facts = {"max_length": max_length}
     with contextlib.suppress(HelperError):  # 分けられないデータは train が断る
         held_out = _held_out_rows(pairs, eval_fraction, seed)
@@ -1065,7 +1066,7 @@ def token_lengths(pairs, tokenizer) -> dict[str, list[int]]:
     """質問と回答と終わりの印（EOS）を合わせたトークン数を、{"chosen": [...], "rejected": [...]} で返します。"""
     lengths = {}
     for side in ("chosen", "rejected"):
-        texts = model_texts(pairs["prompt"], pairs[side], tokenizer)
+        texts = model_texts(pairs["prompt"][:], pairs[side][:], tokenizer)
         lengths[side] = list(map(len, tokenizer(list(map("".join, texts)))["input_ids"]))
     return lengths
 
@@ -1493,7 +1494,7 @@ def _as_texts(pairs, tokenizer):
     """prompt・chosen・rejected を、モデルに渡す文字列に直した Dataset です。"""
     from datasets import Dataset
 
-    chosen, rejected = (model_texts(pairs["prompt"], pairs[side], tokenizer) for side in ("chosen", "rejected"))
+    chosen, rejected = (model_texts(pairs["prompt"][:], pairs[side][:], tokenizer) for side in ("chosen", "rejected"))
     questions, chosen = zip(*chosen, strict=True)
     return Dataset.from_dict({"prompt": questions, "chosen": chosen, "rejected": [answer for _, answer in rejected]})
 
@@ -2078,8 +2079,8 @@ def _pair_logps(model, tokenizer, pairs, which: str, max_length: int):
 
     table = pd.DataFrame()
     for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
-        texts = pairs["prompt"], pairs[side]
-        scored = answer_logps(model, tokenizer, *texts, max_length, others=pairs[other])
+        texts = pairs["prompt"][:], pairs[side][:]
+        scored = answer_logps(model, tokenizer, *texts, max_length, others=pairs[other][:])
         table[f"logp_{which}_{side}"], table[f"tokens_{side}"] = scored
     return table
 
@@ -2116,7 +2117,7 @@ def score_pairs(run: Run, pairs=None, adapters=ADAPTERS, known=None):
     import pandas as pd
 
     pairs = run.eval_pairs if pairs is None else pairs
-    table = pd.DataFrame({name: pairs[name] for name in pairs.column_names})
+    table = pd.DataFrame({name: pairs[name][:] for name in pairs.column_names})
     for which in adapters:
         if known is not None and which != "dpo":
             names = [f"{part}_{side}" for part in (f"logp_{which}", "tokens") for side in ("chosen", "rejected")]
@@ -2231,13 +2232,13 @@ def answer_table(run: Run, pairs=None, known=None):
     import pandas as pd
 
     pairs = run.eval_pairs if pairs is None else pairs
-    table = pd.DataFrame({name: pairs[name] for name in ("prompt", "chosen", "rejected")})
+    table = pd.DataFrame({name: pairs[name][:] for name in PAIR_COLUMNS})
     for which in ADAPTERS:
         if known is not None and which != "dpo":
             answers = zip(known[which], known[f"{which}_ended"], strict=True)
         elif which != "warmup" or run.config.sft_epochs > 0:  # SFT を省いた実行では、SFT のあとも base のまま
             with _using(run.model, which):
-                answers = generate_responses(pairs["prompt"], run.model, run.tokenizer, run.config.max_length)
+                answers = generate_responses(pairs["prompt"][:], run.model, run.tokenizer, run.config.max_length)
         table[which], table[f"{which}_ended"] = zip(*answers, strict=True)
     return table
 
@@ -2630,7 +2631,7 @@ def _identity(config: Config, pairs) -> str:
     settings = {k: float(v) if isinstance(v, int) else v for k, v in settings.items() if k not in _NOT_HASHED}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted({"prompt", "chosen", "rejected", "concept"} & set(pairs.column_names)):
-        digest.update(json.dumps(list(pairs[name]), ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        digest.update(json.dumps(pairs[name][:], ensure_ascii=False).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

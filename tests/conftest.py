@@ -22,6 +22,7 @@ SEEDS = (42, 0, 1)
 RUN_SEEDS = SEEDS if os.environ.get("DPO_ALL_SEEDS") else SEEDS[:1]  # コマンド 1 を実行する種
 
 
+EXPERIMENT = "dpo_training_experiment.ipynb"
 NEEDS_PROMPT = ("other_concept", "other_facet")  # 回答だけを見ても、よし悪しが決まらない欠点
 
 
@@ -86,12 +87,43 @@ def small_run(small_config):
     return run
 
 
+def shared_folder(tmp_path_factory, name):
+    """プロセスを並べても一度だけ作るものの、置き場です。"""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def experiment(small_base, still_base, tmp_path_factory):
+    """実験ノートブックだけを空のフォルダに置き、二つの小さなモデルで実行した、(フォルダ, モデル, 別のモデル) です。
+
+    GPU がなければ、60 対の試運転になります。初めの設定のままの実行は、tests/colab/check.py で確かめます。
+    """
+    folder = shared_folder(tmp_path_factory, "experiment")
+    models = folder / "models.json"
+    with FileLock(folder / "lock"):
+        if not models.exists():
+            shutil.copy(ROOT / EXPERIMENT, folder)
+            run_experiment(folder, small_base, still_base)
+            models.write_text(json.dumps([str(small_base), str(still_base)]))
+    return folder, *json.loads(models.read_text())
+
+
+def run_experiment(folder, base_model, other_model):
+    import papermill
+
+    parameters = {"base_model": str(base_model), "other_model": str(other_model)}
+    return papermill.execute_notebook(
+        folder / EXPERIMENT, folder / "out.ipynb", parameters, cwd=folder, progress_bar=False
+    )
+
+
 @pytest.fixture(scope="session")
 def offline_runs(tmp_path_factory):
     """README のコマンド 1 をそのまま実行した、種ごとの結果のフォルダです。"""
-    folder = tmp_path_factory.getbasetemp()
-    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "offline"  # 並べても、一度だけ
-    folder.mkdir(exist_ok=True)
+    folder = shared_folder(tmp_path_factory, "offline")
     with FileLock(folder / "lock"):
         for seed in RUN_SEEDS:
             if (folder / f"{seed}.txt").exists():

@@ -44,13 +44,15 @@ def screenshots(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lab(offline_runs, small_base, tmp_path_factory):
-    """二つのノートブックと、offline-tiny の元のモデルを置いたフォルダで JupyterLab を始め、アドレスを返します。"""
+def lab(offline_runs, experiment, tmp_path_factory):
+    """二つのノートブックと、元のモデルと、終わった実験を置いたフォルダで JupyterLab を始め、アドレスを返します。"""
     folder = tmp_path_factory.mktemp("lab")
     config = dpo.Config(base_model="offline-tiny")
     place_base(offline_runs[42] / "base", replace(config, output_dir=str(
         folder / dpo.run_folder(config, dpo.prepare_pairs(config))
     )))  # fmt: skip
+    done, small_base, _ = experiment
+    shutil.copytree(done / "experiments", folder / "experiments")
     choices = {"colab_dpo_training.ipynb": 'base_model = "offline-tiny"',
                "dpo_training_experiment.ipynb": f'base_model = "{small_base}"'}  # fmt: skip
     for name, choice in choices.items():

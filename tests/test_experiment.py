@@ -6,7 +6,7 @@ import shutil
 import nbformat
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_experiment
 from measure_studies import NOTEBOOK, read_studies, study_table
 from test_notebooks import check_outputs
 
@@ -138,29 +138,9 @@ def test_the_memory_of_the_listed_models_is_four_bytes_a_parameter():
     assert all(float(gigabytes) == pytest.approx(4 * float(size) / 10, abs=0.05) for size, gigabytes in rows)
 
 
-@pytest.fixture(scope="module")
-def executed(small_base, still_base, tmp_path_factory):
-    """ノートブックだけを空のフォルダに置き、二つの小さなモデルで実行したものです（GPU がなければ、60 対の試運転）。
-
-    初めの設定のままの実行は、Colab と同じ版の環境（tests/colab/check.py）で確かめます。
-    """
-    folder = tmp_path_factory.mktemp("experiment")
-    shutil.copy(ROOT / NOTEBOOK, folder)
-    execute(folder, small_base, still_base)
-    return folder
-
-
-def execute(folder, base_model, other_model):
-    import papermill
-
-    parameters = {"base_model": str(base_model), "other_model": str(other_model)}
-    return papermill.execute_notebook(
-        folder / NOTEBOOK, folder / "out.ipynb", parameters, cwd=folder, progress_bar=False
-    )
-
-
 @pytest.mark.slow
-def test_it_runs_with_a_figure_for_each_study(executed, small_base):
+def test_it_runs_with_a_figure_for_each_study(experiment):
+    executed, small_base, _ = experiment
     done = nbformat.read(executed / "out.ipynb", as_version=4)
     text = check_outputs(done)
     for name in (*STUDIES, "model"):
@@ -178,9 +158,11 @@ def test_it_runs_with_a_figure_for_each_study(executed, small_base):
 
 
 @pytest.mark.slow
-def test_run_again_it_trains_nothing_and_shows_the_same(executed, small_base, still_base):
-    files = sorted((executed / "experiments").glob("*/metrics.json"))
+def test_run_again_it_trains_nothing_and_shows_the_same(experiment, tmp_path):
+    executed, *models = experiment
+    shutil.copytree(executed, tmp_path / "again")
+    files = sorted((tmp_path / "again" / "experiments").glob("*/metrics.json"))
     times = [path.stat().st_mtime_ns for path in files]
-    done = execute(executed, small_base, still_base)
+    done = run_experiment(tmp_path / "again", *models)
     assert "このあとの実行は 0 回" in check_outputs(nbformat.from_dict(done))
     assert [path.stat().st_mtime_ns for path in files] == times

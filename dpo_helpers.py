@@ -2834,7 +2834,7 @@ def summary_table(metrics: dict) -> str:
         ("学習用の正解率（検証との差が大きければ丸暗記）", f"{metrics['accuracy_train']:.1%}"),
         ("検証のマージンの平均", f"{metrics['margin_after']:.2f}"),
         ("参照モデルからの隔たり（chosen、一トークンあたりの nat）", f"{metrics['drift']:+.3f}"),
-        ("最後まで書き終えた回答（SFT 後 → DPO 後）",
+        ("最後まで書き終えた回答（SFT のあと → DPO のあと）",
          f"{metrics['answers']['warmup']['ended']:.1%} → {metrics['answers']['dpo']['ended']:.1%}"),
         (f"DPO の時間と速さ{resumed}", f"{metrics['train_seconds']:.0f} 秒、{metrics['pairs_per_second']:.1f} 対/秒"),
         (f"学習と評価の時間{resumed}", f"{metrics['total_seconds']:.0f} 秒"),

@@ -8,11 +8,11 @@ import sys
 from dataclasses import asdict
 
 import pytest
-import transformers
 from conftest import ROOT, run_cli
 
 import dpo_helpers as dpo
 
+pytestmark = pytest.mark.slow
 NOT_SETTINGS = ("output_dir",)
 
 
@@ -69,8 +69,6 @@ def test_two_processes_leave_one_whole_folder(runs):
     assert done.stdout.count("評価しています") == 1 and done.stdout.count("結果のフォルダ: two") == 1
 
 
-@pytest.mark.skipif(transformers.__version__.startswith("5.15."),
-                    reason="この版の Transformers は、CPU で並べたプロセスの乱数を読み戻せない（GPU には関係しない）")
 def test_two_processes_go_on_after_a_kill_and_say_when_finished(runs, small_config, still_base):
     _, two, _ = runs
     (two / "metrics.json").unlink()

@@ -2,16 +2,12 @@
 
 import json
 import math
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_cli
+from conftest import run_cli
 
 import dpo_helpers as dpo
 
@@ -187,32 +183,6 @@ def test_pairs_that_cannot_be_learned_from_are_refused_before_a_folder_is_made(s
     with pytest.raises(dpo.HelperError, match="5 件目（計 1 件"):
         dpo.train(small_config(output_dir=tmp_path / "out"), rows)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("moment", ["warmup", "checkpoints/checkpoint-50"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_adapter(moment, small_base, tmp_path):
-    def command(folder):
-        return [sys.executable, str(ROOT / "dpo_helpers.py"), "--base_model", str(small_base), "--num_pairs", "600",
-                "--lora_alpha", "640", "--lora_r", "8", "--sft_epochs", "0.5", "--output_dir", str(folder)]  # fmt: skip
-
-    whole = small_base.parent / "uninterrupted"
-    if not (whole / "metrics.json").exists():
-        subprocess.run(command(whole), check=True, capture_output=True)
-    broken = tmp_path / "broken"
-    process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 600
-    marker = broken / moment if moment == "warmup" else broken / moment / "trainer_state.json"
-    while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert marker.exists() and not (broken / "metrics.json").exists()
-    subprocess.run(command(broken), check=True, capture_output=True)
-    assert adapter_difference(whole, broken) == 0
-    metrics = json.loads((broken / "metrics.json").read_text("utf-8"))
-    assert metrics["resumed_from_step"] >= int(moment.rpartition("-")[2] if "-" in moment else 0)
-    assert metrics["final_loss"] == json.loads((whole / "metrics.json").read_text("utf-8"))["final_loss"]
 
 
 def test_lengths_the_model_cannot_take_are_refused_in_one_sentence(small_config, small_run):

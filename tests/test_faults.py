@@ -47,6 +47,7 @@ def uninterrupted(long_config, tmp_path_factory):
     return Path(config.output_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_signal_saves_a_checkpoint_and_says_how_to_go_on(number, long_config, uninterrupted, tmp_path):
     config = long_config(tmp_path / "out")

@@ -83,6 +83,7 @@ dpo.sweep(dpo.Config(**{config!r}), {grid!r}, folder={folder!r}, watch=watch)
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_third_run_it_goes_on_and_ends_with_the_same_table(swept, tmp_path):
     config, _, table, *_ = swept
     code = KILLED.format(root=str(ROOT), config=asdict(config), grid=GRID, folder=str(tmp_path))

@@ -166,6 +166,7 @@ def test_a_folder_left_by_a_run_killed_at_its_first_breath_is_used(small_config,
     dpo.train(small_config(output_dir=folder)).lock.release()
 
 
+@pytest.mark.slow
 def test_one_process_holds_a_folder_at_a_time(small_config, tmp_path):
     config = small_config(output_dir=tmp_path / "held")
     run = dpo.train(config)

@@ -1,5 +1,6 @@
 """実験ノートブックが最後まで動き、本文の数と文が、保存した結果のとおりであることを確かめます。"""
 
+import json
 import re
 import shutil
 
@@ -29,6 +30,12 @@ def test_tables_in_the_text_come_from_the_saved_runs(name):
     results = read_studies()[name]
     assert results["error"].isna().all()
     assert CELLS[f"{name}-result"].startswith(f"{SAVED}\n\n{study_table(results)}\n")
+
+
+def test_the_time_in_the_text_comes_from_a_saved_run():
+    seconds = json.loads((ROOT / "tests" / "results" / "notebooks.json").read_text("utf-8"))["seconds"][NOTEBOOK]
+    time = f"2 コアの CPU で {seconds / 60:.0f} 分"
+    assert f"{time}かかりました" in CELLS["title"] and f"| {time} |" in CELLS["settings-text"]
 
 
 def means(name):

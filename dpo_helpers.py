@@ -1,7 +1,7 @@
-"""日本語の選好データで、言語モデルを DPO（Direct Preference Optimization）で調整する道具です。
+"""日本語の選好データで、言語モデルを DPO（Direct Preference Optimization）で調整するための、薄い補助モジュールです。
 
-上から順に、設定 → 環境 → データ → モデル → 学習 → 評価 → 図 → 保存 → コマンドライン → 知識表、と読めます。
-学習そのものは TRL・PEFT・Transformers・Datasets が行い、このファイルはそれらを薄くつなぎます。
+上から順に、設定 → 環境 → データ → モデル → 学習 → 評価 → 表と図 → 保存 → Drive と Hub → 比較（sweep） →
+コマンドライン → 文と知識表、と読めます。学習そのものは TRL・PEFT・Transformers・Datasets・Accelerate が行います。
 
     python dpo_helpers.py --base_model offline-tiny --output_dir out
 
@@ -13,114 +13,159 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import importlib.util
+import io
 import json
 import math
 import os
 import random
 import re
 import shutil
-import signal
-import statistics
+import subprocess
 import sys
-import threading
 import time
 import unicodedata
 import warnings
-import zipfile
 from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
-from itertools import chain, takewhile
+from functools import cache, partial
+from importlib.metadata import version
+from itertools import product
 from pathlib import Path
+from typing import get_args, get_type_hints
+
+
+class Lazy:
+    """使うときに読み込むパッケージです。足りないパッケージを入れる前でも、このファイルを import できます。"""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __getattr__(self, attribute: str):
+        return getattr(importlib.import_module(self.name), attribute)
+
+
+torch, np, pd, resource = Lazy("torch"), Lazy("numpy"), Lazy("pandas"), Lazy("resource")
+transformers, trl, peft, accelerate = Lazy("transformers"), Lazy("trl"), Lazy("peft"), Lazy("accelerate")
+datasets, parquet, figures = Lazy("datasets"), Lazy("pyarrow.parquet"), Lazy("matplotlib.figure")
+huggingface_hub = Lazy("huggingface_hub")
+
+for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+    os.environ.setdefault(name, "1")  # ライブラリの進捗バーの代わりに、学習の図か 1 行の進み具合を表示する
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 class HelperError(ValueError):
-    """利用者が直せる誤りです。文面は、見たもの・期待したもの・次にすることを日本語で述べます。"""
+    """利用者が直せる誤りです。文面（MESSAGES の一つ）は、見たもの・期待したもの・次にすることを述べます。"""
 
-    def __init__(self, text: str):
-        super().__init__("".join(char if char.isprintable() or char == "\u3000" else " " for char in text))
+    def __init__(self, name: str, /, **values):
+        super().__init__(say(name, **values))
+
+
+def say(name: str, /, **values) -> str:
+    """MESSAGES の文に、値を入れたものです。"""
+    return text_table(MESSAGES)[name][0].format(**values)
+
+
+@cache
+def text_table(text: str) -> dict[str, list[str]]:
+    """`名前|欄|欄…` の行を、{名前: [欄, …]} に読みます。"""
+    rows = (line.split("|") for line in text.strip().splitlines())
+    return {name: columns for name, *columns in rows}
 
 
 @contextlib.contextmanager
-def _explained(what: str, advice: str):
-    """中で起きた、ファイルやライブラリの誤りを、「what（誤りの種類と説明）。advice」の HelperError に直します。
+def explained(name: str, /, **values):
+    """中で起きた、ファイルやライブラリの誤りを、{reason} に誤りの種類と説明を入れた HelperError に直します。
 
     壊れたファイルは、ライブラリごとに KeyError や SafetensorError などさまざまな誤りになるので、種類を選びません。
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, (HelperError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
+        if isinstance(error, HelperError) or is_out_of_memory(error):
             raise
-        raise HelperError(f"{what}（{_reason(error)}）。{advice}") from error
+        raise HelperError(name, reason=reason_of(error), **values) from error
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """誤りの種類と、一行にした説明の初めの部分です。"""
-    return f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    text = "".join(char if char.isprintable() else " " for char in str(error))
+    return f"{type(error).__name__}: {' '.join(text.split()):.200}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 設定
+def is_out_of_memory(error: Exception) -> bool:
+    """メモリ不足かどうかです。CUDA では、AcceleratorError や cuBLAS、Triton の誤りとしても現れます。"""
+    return isinstance(error, RuntimeError) and bool(re.search("out of memory|can't allocate|ALLOC_FAILED", str(error)))
 
 
-def _option(default, help_text):
+# ======== 設定
+
+
+def option(default, help_text: str):
     shown = "モデルごとの推奨値" if default is None else default
     return field(default=default, metadata={"help": f"{help_text}（既定: {shown}）"})
 
 
-# モデルごとの推奨値です（測った結果は README_COLAB.md の「推奨値の決め方」。表にないモデルでは最後の行を使います）。
-# lora_alpha: LoRA の出力は α/r 倍されます。Adam では、これは ΔW の学習率を α/r 倍するのとほぼ同じ働きです（LoRA 論文
-#             4.1 節）。学習率 5e-6 のままで学習が進む大きさを選びます。
-# lora_r:     8 から 256 まで、成績はほとんど変わりませんでした。
-# sft_epochs: offline-tiny の元のモデルは、よい回答の文も読んでいるので 0。DialoGPT-small は英語のモデルなので、先に
-#             日本語をまねさせます。
+# モデルごとの推奨値です（決め方は tests/README.md。表にないモデルでは、DialoGPT-small の値を使います）。
+# ふつうは α = 2r とし、学習率を大きくします。ここでは学習率 5e-6 が決まっているので、α を大きくします。Adam では、
+# 学習率 × α/r が同じなら、ΔW はほぼ同じ速さで動きます（LoRA 論文 4.1 節）。
 RECOMMENDED = {
-    "offline-tiny": {"lora_r": 32, "lora_alpha": 32000.0, "sft_epochs": 0.0},
-    # 同じ形のモデルでは 16384 で損失が 0.1 から 1.0 の間を跳ね、その 4 分の 1 では落ち着く。本物の重みでは未計測
-    "microsoft/DialoGPT-small": {"lora_r": 64, "lora_alpha": 4096.0, "sft_epochs": 2.0},
+    "offline-tiny": {"lora_r": 32, "lora_alpha": 32000.0, "sft_epochs": 0.0},  # 元のモデルが、よい回答も読んでいる
+    "microsoft/DialoGPT-small": {"lora_r": 64, "lora_alpha": 4096.0, "sft_epochs": 2.0},  # 先に日本語をまねさせる
 }
-TYPE_NAMES = {int: "整数", float: "数", str: "文字列"}
-LOSS_TYPES = ("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+KINDS = {int: "整数", float: "数", str: "文字列", bool: "True か False"}
+# 数の項目の下限と上限（両端を含む）です。書いていない項目は、0 から 10 の 15 乗までです。
+LEAST = {"num_pairs": 20, "max_length": 16, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
+         "lora_r": 1, "eval_fraction": 1e-9, "num_train_epochs": 1e-9, "learning_rate": 1e-12, "beta": 1e-9,
+         "train_share": 1e-9, "lora_alpha": 1e-9}  # fmt: skip
+MOST = {"eval_fraction": 0.9, "data_seed": 2**32 - 1, "seed": 2**32 - 1, "sft_epochs": 1000, "num_train_epochs": 1000,
+        "per_device_train_batch_size": 4096, "gradient_accumulation_steps": 4096, "label_smoothing": 0.49,
+        "label_noise": 0.49, "train_share": 1, "lora_r": 4096}  # fmt: skip
+LOSS_TYPES = ("sigmoid", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
               "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Config:
-    """一回の実行の設定です。使えない値は HelperError になります。"""
+    """1 回の実行の設定です。使えない値は HelperError になります。"""
 
-    base_model: str = _option("microsoft/DialoGPT-small", "調整するモデル（Hub の名前、フォルダ、offline-tiny）")
-    dataset: str = _option("builtin", "選好データ（builtin、Hub の名前、jsonl/json/csv/tsv/parquet のパス）")
-    num_pairs: int = _option(1000, "builtin で作る対の数（検証用を含む）")
-    eval_fraction: float = _option(0.15, "検証に回す概念の割合")
-    data_seed: int = _option(42, "対の生成と分割に使う乱数の種")
-    seed: int = _option(42, "学習に使う乱数の種")
-    max_length: int = _option(128, "質問と回答を合わせた長さの上限（トークン）")
-    sft_epochs: float | None = _option(None, "DPO の前に、よい回答をまねる SFT のエポック数（0 で省く）")
-    num_train_epochs: float = _option(1.0, "DPO のエポック数")
-    per_device_train_batch_size: int = _option(1, "次の値との積が、一回の更新で使う対の数（まとめて一度に計算する）")
-    gradient_accumulation_steps: int = _option(4, "上の値に掛ける数")
-    learning_rate: float = _option(5e-6, "学習率（SFT と DPO に共通）")
-    max_grad_norm: float = _option(1.0, "勾配ノルムの上限（0 で切り詰めない）")
-    beta: float = _option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）")
-    loss_type: str = _option("sigmoid", "選好の損失の種類（TRL の名前。sigmoid が DPO の論文のもの）")
-    label_smoothing: float = _option(0.0, "ラベルの誤りの割合の見込み（loss_type が robust か exo_pair のとき）")
-    label_noise: float = _option(0.0, "実験用: 学習用の対のうち、わざと chosen と rejected を入れ替える割合")
-    train_share: float = _option(1.0, "実験用: 学習用の対のうち、学習に使う割合（検証用の対は変わらない）")
-    sft_weight: float = _option(16.0, "選好の損失に足す、よい回答の SFT の損失の重み（0 で足さない）")
-    lora_r: int | None = _option(None, "LoRA のランク")
-    lora_alpha: float | None = _option(None, "LoRA の α（出力を α/r 倍する）")
-    report_to: str = _option("none", "DPO の記録を送る先（none、tensorboard、trackio、wandb など）")
-    output_dir: str = _option("dpo_output", "結果を置くフォルダ")
+    base_model: str = option("microsoft/DialoGPT-small", "調整するモデル（Hub の名前、フォルダ、offline-tiny）")
+    dataset: str = option("builtin", "選好データ（builtin、Hub の名前、jsonl/json/csv/tsv/parquet のパス）")
+    num_pairs: int = option(1000, "builtin で作るペアの数（検証用を含む）")
+    eval_fraction: float = option(0.15, "検証に回す概念の割合")
+    data_seed: int = option(42, "ペアの生成と分割に使うシード")
+    seed: int = option(42, "学習に使うシード")
+    max_length: int = option(128, "質問と回答を合わせた長さの上限（トークン）")
+    sft_epochs: float | None = option(None, "DPO の前に、よい回答をまねる SFT のエポック数（0 で省く）")
+    num_train_epochs: float = option(1.0, "DPO のエポック数")
+    per_device_train_batch_size: int = option(1, "次の値との積が、1 ステップで使うペアの数")
+    gradient_accumulation_steps: int = option(4, "上の値に掛ける数")
+    learning_rate: float = option(5e-6, "学習率（SFT と DPO に共通）")
+    max_grad_norm: float = option(1.0, "勾配ノルムの上限（0 で切り詰めない）")
+    beta: float = option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）")
+    loss_type: str = option("sigmoid", "選好の損失の種類（TRL の名前。sigmoid が DPO の論文のもの）")
+    label_smoothing: float = option(0.0, "ラベルの誤りの割合の見込み（loss_type が robust のとき）")
+    label_noise: float = option(0.0, "実験用: 学習用のペアのうち、わざと chosen と rejected を入れ替える割合")
+    train_share: float = option(1.0, "実験用: 学習用のペアのうち、学習に使う割合（検証用は変わらない）")
+    sft_weight: float = option(16.0, "選好の損失に足す、よい回答の SFT の損失の重み（0 で足さない）")
+    lora_r: int | None = option(None, "LoRA のランク")
+    lora_alpha: float | None = option(None, "LoRA の α（出力を α/r 倍する）")
+    gradient_checkpointing: bool = option(False, "途中の値を捨てて計算し直し、メモリを節約する（遅くなる）")
+    bf16: bool = option(False, "bfloat16 で計算する（メモリの足りない大きなモデル用。対応する GPU だけ）")
+    report_to: str = option("none", "DPO の記録を送る先（none、tensorboard、trackio、wandb など）")
+    output_dir: str = option("dpo_output", "結果を置くフォルダ")
 
     def __post_init__(self):
-        _check_config(self)
+        check_config(self)
 
     @property
     def effective_batch_size(self) -> int:
-        """一回の更新で使う対の数です。"""
+        """1 ステップ（重みの更新 1 回）で使うペアの数です。"""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output_dir)
 
     def resolved(self) -> Config:
         """None の項目を、モデルごとの推奨値で埋めた Config を返します。"""
@@ -128,13 +173,20 @@ class Config:
         return replace(self, **{name: value for name, value in recommended.items() if getattr(self, name) is None})
 
 
-def config_table(config: Config):
-    """結果を左右する設定の、名前、値、説明の表（`pandas.DataFrame`）です。"""
-    import pandas as pd
-
-    shown = [f for f in fields(Config) if f.name not in ("output_dir", "report_to")]
-    rows = [(f.name, str(getattr(config.resolved(), f.name)), f.metadata["help"]) for f in shown]
-    return pd.DataFrame(rows, columns=["名前", "値", "説明"])
+def check_config(config: Config) -> None:
+    for name, hint in get_type_hints(Config).items():
+        value, kind = getattr(config, name), (get_args(hint) or (hint,))[0]
+        least, most = LEAST.get(name, 0), MOST.get(name, 1e15)
+        if value is None and getattr(Config, name) is None:
+            continue
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            raise HelperError("kind", name=name, value=value, kind=KINDS[kind])
+        if kind is str and not (value.strip() and value.isprintable()):
+            raise HelperError("text", name=name, value=value)
+        if kind is not str and not least <= value <= most:  # NaN も、ここに入る
+            raise HelperError("range", name=name, value=value, least=least, most=most)
+    if config.loss_type not in LOSS_TYPES:
+        raise HelperError("loss_type", value=config.loss_type, names="、".join(LOSS_TYPES))
 
 
 def load_config(path) -> Config:
@@ -142,778 +194,366 @@ def load_config(path) -> Config:
 
     output_dir は既定の値になります。読めないファイルと、設定にない項目は HelperError です。
     """
-    with _explained(f"設定のファイル {path} を読めません", "JSON のファイルのパスを指定してください。"):
-        settings = json.loads(Path(path).read_text("utf-8"))
-    if not isinstance(settings, dict):
-        raise HelperError(f"設定のファイル {path} の中身が {type(settings).__name__} です。辞書にしてください。")
+    with explained("config_file", path=path):
+        settings = dict(json.loads(Path(path).read_text("utf-8")))
     settings = {name: value for name, value in settings.items() if name not in ("identity", "output_dir")}
-    _refuse_unknown(settings, f"設定のファイル {path}")
-    return Config(**settings)
+    return changed_config(Config(), settings, f"設定のファイル {path}")
 
 
-def _refuse_unknown(names, place: str) -> None:
-    if unknown := [str(name) for name in names if name not in {f.name for f in fields(Config)}]:
-        raise HelperError(f"{place} に、設定にない項目 {'、'.join(unknown)} があります。名前を確かめてください。")
+def changed_config(config: Config, settings: dict, place: str) -> Config:
+    """settings の値に変えた Config です。place は、settings のあった場所の呼び名です。"""
+    if unknown := [str(name) for name in settings if name not in {f.name for f in fields(Config)}]:
+        raise HelperError("unknown_setting", place=place, names="、".join(unknown))
+    return replace(config, **settings)
 
 
-_AT_LEAST = {"num_pairs": 20, "max_length": 16, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
-             "lora_r": 1, "data_seed": 0, "seed": 0, "sft_epochs": 0, "sft_weight": 0, "max_grad_norm": 0}  # fmt: skip
-_AT_MOST = {"data_seed": 2**32 - 1, "seed": 2**32 - 1, "num_train_epochs": 1000, "sft_epochs": 1000, "train_share": 1,
-            "lora_r": 4096, "per_device_train_batch_size": 4096, "gradient_accumulation_steps": 4096}  # fmt: skip
-_POSITIVE = ("learning_rate", "num_train_epochs", "beta", "lora_alpha", "train_share")
-
-
-def _shown(value) -> str:
-    """誤りの文に入れる、値の表し方です。長いものは、初めの 80 文字にします。"""
-    return text if len(text := repr(value)) <= 80 else f"{text[:80]}…"
-
-
-def _check_text(name: str, text: str) -> None:
-    if not text.strip():
-        raise HelperError(f"{name} が空です。空でない文字列を指定してください。")
-    if len(text) > 1000 or any(unicodedata.category(char) in ("Cc", "Cs") for char in text):
-        raise HelperError(f"{name} が {_shown(text)} です。改行のない、1,000 文字以内の文字列を指定してください。")
-
-
-def _check_config(config: Config) -> None:
-    for f in fields(config):
-        value, kind = getattr(config, f.name), type(RECOMMENDED["offline-tiny"].get(f.name, f.default))
-        if value is None and f.default is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-            raise HelperError(f"{f.name} が {_shown(value)} です。{TYPE_NAMES[kind]}を指定してください。")
-        if isinstance(value, str):
-            _check_text(f.name, value)
-        elif not abs(value) < 1e15:  # NaN も、ここに入る
-            raise HelperError(f"{f.name} が {_shown(value)} です。絶対値が 10 の 15 乗より小さい数を指定してください。")
-        if f.name in _AT_LEAST and value < _AT_LEAST[f.name]:
-            raise HelperError(f"{f.name} が {value!r} です。{_AT_LEAST[f.name]} 以上の値を指定してください。")
-        if f.name in _AT_MOST and value > _AT_MOST[f.name]:
-            raise HelperError(f"{f.name} が {value!r} です。{_AT_MOST[f.name]} 以下の値を指定してください。")
-        if f.name in _POSITIVE and value <= 0:
-            raise HelperError(f"{f.name} が {value!r} です。0 より大きい値を指定してください。")
-    if config.loss_type not in LOSS_TYPES:
-        raise HelperError(f"loss_type が {_shown(config.loss_type)} です。{'、'.join(LOSS_TYPES)} から選んでください。")
-    if config.loss_type == "exo_pair" and config.label_smoothing == 0:
-        raise HelperError("loss_type が exo_pair のときは、label_smoothing に 0 より大きい値を指定してください。")
-    for name in ("label_smoothing", "label_noise"):
-        if not 0 <= getattr(config, name) < 0.5:
-            raise HelperError(f"{name} が {getattr(config, name)!r} です。0 以上 0.5 未満の値を指定してください。")
-    if not 0 < config.eval_fraction < 0.9:
-        raise HelperError(f"eval_fraction が {config.eval_fraction!r} です。0 と 0.9 の間の値を指定してください。")
-    if any(len(os.fsencode(part)) > 200 for part in Path(config.output_dir).parts):
-        raise HelperError("output_dir のフォルダの名前が長すぎます。UTF-8 で 200 バイト以下にしてください。")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 環境
+# ======== 環境
 
 # 要るパッケージと、動くことを確かめた最も古い版です（requirements.txt と同じ）。
 PACKAGES = {"torch": "2.11", "transformers": "5.15.0", "trl": "1.16.0", "peft": "0.20.0", "datasets": "4.0.0",
             "accelerate": "1.14.0", "matplotlib": "3.10.0"}  # fmt: skip
-RESTART = "「ランタイム」→「セッションを再起動する」を押してから、もう一度「すべてのセルを実行」を押してください。"
 
 
 def install_packages() -> str:
     """動いているカーネルに足りないものだけを入れ、したことと、使う版の一行を返します。そろっていれば何もしません。
 
-    `pip install trl` は、読み込み済みの pyarrow や datasets を入れ替え、次の import を壊します。そこで trl は
-    `--no-deps` で、ほかに足りないものは、入っているものの版をすべて固定して入れます。PEFT が受け付けない古い
-    torchao は、あるだけで LoRA の用意に失敗するため、取り除きます。再起動でしか直らないときは、HelperError で
-    そう伝えます。
-    """
-    missing, done = [name for name in PACKAGES if _installed_version(name) is None], []
-    if "torch" in missing:
-        raise HelperError("torch がありません。Colab で実行するか、requirements.txt のものをインストールしてください。")
-    if others := [name for name in missing if name != "trl"]:
-        done.append(_install_beside(others))
-    if "trl" in missing:
-        _pip("install", "--no-deps", f"trl=={PACKAGES['trl']}")
-        done.append(f"trl {PACKAGES['trl']} を入れました。")
+    `pip install trl` は、読み込み済みの pyarrow や datasets を入れ替えてしまうので、`--no-deps` で入れます。PEFT が
+    受け付けない古い torchao は、あるだけで LoRA を作れないので、除きます。再起動が要るときは HelperError です。"""
+    done = []
+    for name in [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+        if name == "torch":
+            raise HelperError("no_torch")
+        run_pip("install", "--no-deps", f"{name}=={PACKAGES[name]}")
+        done.append(f"{name} {PACKAGES[name]} を入れました。")
     importlib.invalidate_caches()
-    _refuse_old_or_replaced()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # 読み込むときの、利用者が何もできない通知を止める
-            done += _remove_rejected_torchao()
-            for name in PACKAGES:
-                importlib.import_module(name)
-    except HelperError:
-        raise
-    except Exception as error:  # 版の食い違いは、ImportError のほか ValueError や AttributeError にもなる
-        raise HelperError(
-            f"パッケージを読み込めません（{type(error).__name__}: {error}）。{RESTART}それでも同じなら、「ランタイムを"
-            "接続解除して削除」のあと、最新のランタイムのバージョンで、初めから実行してください。"
-        ) from error
-    return "\n".join([*done, "版: " + "、".join(f"{name} {_installed_version(name)}" for name in PACKAGES)])
+    loaded = [name for name in (*PACKAGES, "numpy", "pandas", "pyarrow") if name in sys.modules]
+    if replaced := [name for name in loaded if sys.modules[name].__version__ != version(name)]:
+        raise HelperError("replaced", names="、".join(replaced))
+    with explained("cannot_import"), warnings.catch_warnings():  # 版の食い違いは、さまざまな種類の誤りになる
+        warnings.simplefilter("ignore")  # 読み込むときの、利用者が何もできない通知
+        done += remove_rejected_torchao()
+        for name in PACKAGES:
+            importlib.import_module(name)
+    return "\n".join([*done, "版: " + "、".join(f"{name} {version(name)}" for name in PACKAGES)])
 
 
-def _installed_version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _install_beside(packages: list[str]) -> str:
-    """入っているものの版を一つも変えずに、packages を足します。"""
-    import tempfile
-    from importlib.metadata import distributions
-
-    with tempfile.TemporaryDirectory() as folder:
-        pins = Path(folder) / "pins.txt"
-        names = sorted({each.name for each in distributions() if each.name})
-        pins.write_text("".join(f"{name}=={_installed_version(name)}\n" for name in names), "utf-8")
-        _pip("install", *packages, "-c", str(pins))
-    return f"{'、'.join(packages)} を入れました。"
-
-
-def _refuse_old_or_replaced() -> None:
-    """古すぎる版と、読み込んだあとで別の版に入れ替わったものを、HelperError にします。"""
-    number = lambda version: tuple(int(part) for part in re.findall(r"\d+", version)[:2])  # noqa: E731
-    for name, oldest in PACKAGES.items():
-        if number(_installed_version(name)) < number(oldest):
-            raise HelperError(
-                f"{name} が {_installed_version(name)} です。{oldest} 以上が要ります。Colab では「ランタイムを接続解除"
-                "して削除」のあと、最新のランタイムのバージョンで、ほかでは requirements.txt のものをインストールして、"
-                "初めから実行してください。"
-            )
-    loaded = [name for name in (*PACKAGES, "numpy", "pandas", "pyarrow", "torchao") if name in sys.modules]
-    if replaced := [name for name in loaded if sys.modules[name].__version__ != _installed_version(name)]:
-        raise HelperError(f"{'、'.join(replaced)} が、読み込んだあとで別の版に入れ替わっています。{RESTART}")
-
-
-def _remove_rejected_torchao() -> list[str]:
+def remove_rejected_torchao() -> list[str]:
     from peft.import_utils import is_torchao_available
 
-    try:
+    with contextlib.suppress(ImportError):
         is_torchao_available()
-    except ImportError:
-        _pip("uninstall", "-y", "torchao")
-        done = "PEFT が対応していない版の torchao を取り除きました。"
-        if "torchao" in sys.modules:
-            raise HelperError(f"{done}{RESTART}") from None
-        return [done]
-    return []
+        return []
+    run_pip("uninstall", "-y", "torchao")
+    if "torchao" in sys.modules:
+        raise HelperError("replaced", names="torchao")
+    return ["PEFT が対応していない版の torchao を取り除きました。"]
 
 
-def _pip(*args: str) -> None:
-    import subprocess
-
+def run_pip(*args: str) -> None:
     result = subprocess.run([sys.executable, "-m", "pip", *args, "-q"], capture_output=True, text=True)
     if result.returncode != 0:
         reason = (result.stderr.strip() or result.stdout.strip())[-300:]
-        raise HelperError(
-            f"pip {' '.join(args)} に失敗しました（{reason}）。ネットワークを確かめて、もう一度実行してください。"
-        )
-
-
-def choose_precision() -> tuple[str, str]:
-    """計算の精度と、その理由を返します。重みはどの場合も float32 のままです。
-
-    `is_bf16_supported()` は T4 や V100 でも（ソフトウェアによる模倣で）True になるため、模倣を除いて尋ねます。
-    """
-    import torch
-
-    if not torch.cuda.is_available():
-        return "fp32", "CUDA の GPU がないため、CPU で float32 のまま計算します"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16", "この GPU は bfloat16 の計算回路を持っています"
-    return "fp16", "この GPU に bfloat16 の計算回路がないため、float16 を使います"
+        raise HelperError("pip", command=" ".join(args), reason=reason)
 
 
 def describe_runtime() -> dict:
-    """実行環境（装置、GPU の名前とメモリ、精度とその理由、各パッケージの版）を辞書で返します。"""
-    import torch
-
-    precision, reason = choose_precision()
-    info = {"device": "cpu", "gpu": None, "gpu_memory_gb": None}
+    """実行環境（デバイス、GPU の名前とメモリ、計算の精度、各パッケージの版）を辞書で返します。"""
+    info = {"device": "cpu", "gpu": None, "gpu_memory_gb": None, "cpu_cores": os.cpu_count(), "tf32": has_tf32()}
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
-        info = {"device": "cuda", "gpu": gpu.name, "gpu_memory_gb": round(gpu.total_memory / 2**30, 1)}
-    info |= {"precision": precision, "precision_reason": reason, "cpu_cores": os.cpu_count()}
-    info |= {"python": sys.version.split()[0]} | {name: _installed_version(name) for name in PACKAGES}
-    return info
+        info |= {"device": "cuda", "gpu": gpu.name, "gpu_memory_gb": round(gpu.total_memory / 2**30, 1)}
+    return info | {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}
 
 
 def runtime_text(runtime: dict) -> str:
-    """`describe_runtime` の結果を、人が読む文にします。Colab で GPU がなければ、選び方も書きます。"""
-    memory = f"（メモリ {runtime['gpu_memory_gb']} GB）" if runtime["gpu"] else f"（{runtime['cpu_cores']} コア）"
-    lines = [f"装置: {runtime['gpu'] or 'CPU'}{memory}",
-             f"計算の精度: {runtime['precision']}（{runtime['precision_reason']}）"]  # fmt: skip
-    if not runtime["gpu"] and "COLAB_RELEASE_TAG" in os.environ:
-        lines.append("GPU は、「ランタイム」→「ランタイムのタイプを変更」で T4 GPU を選ぶと使えます。")
-    return "\n".join(lines)
+    """`describe_runtime` の結果を、人が読む文にします。使えない GPU は HelperError です。"""
+    refuse_unsupported_gpu()
+    size = f"メモリ {runtime['gpu_memory_gb']} GB" if runtime["gpu"] else f"{runtime['cpu_cores']} コア"
+    precision = "float32（行列積は TF32）" if runtime["tf32"] else "float32"
+    return f"デバイス: {runtime['gpu'] or 'CPU'}（{size}）、計算の精度: {precision}"
 
 
-TRIAL_PAIRS = 60
+def has_tf32() -> bool:
+    """行列積に TF32 を使える GPU（Ampere から。T4 と V100 は違います）かどうかです。"""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
-def trial_note(config: Config) -> str:
-    """ノートブックで試運転にするとき（GPU がなく、offline-tiny でもないとき）の注意の一文です。ほかは空です。"""
-    import torch
-
-    if torch.cuda.is_available() or config.base_model == OFFLINE_TINY:
-        return ""
-    return f"試運転（GPU がないため、{TRIAL_PAIRS} 対まで）: 成績は参考になりません"
+def refuse_unsupported_gpu() -> None:
+    """この torch に、この GPU の機械語がなければ HelperError です（torch 2.11 の CUDA 12.8 版と V100 など）。"""
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_capability()
+        built = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
+        fits = [(int(major), int(minor)) <= card and (kind == "compute" or int(major) == card[0])
+                for kind, major, minor in built]  # fmt: skip
+        if not any(fits):
+            raise HelperError("gpu", name=torch.cuda.get_device_name(), card=card, version=torch.__version__)
 
 
 def fit_to_device(config: Config) -> Config:
-    """試運転なら、CPU で数分で終わる設定にします。そうでなければ、そのまま返します。"""
-    if not trial_note(config):
+    """GPU がなければ、DialoGPT-small を、2 コアの CPU でも数分で終わる offline-tiny に替えます。"""
+    if torch.cuda.is_available() or config.base_model != Config.base_model:
         return config
-    sft_epochs, epochs = min(1.0, config.resolved().sft_epochs), min(1.0, config.num_train_epochs)
-    return replace(config, num_pairs=min(config.num_pairs, TRIAL_PAIRS), sft_epochs=sft_epochs, num_train_epochs=epochs)
+    print(say("no_gpu"))
+    return replace(config, base_model=OFFLINE_TINY)
 
 
-@contextlib.contextmanager
-def _quiet():
-    """ライブラリの、利用者が何もできない表示（進捗棒、通知、再試行の知らせ）を止めます。"""
-    import datasets
-    import huggingface_hub
-    import transformers
-
-    loggers = [transformers.logging, huggingface_hub.utils.logging, datasets.logging]
-    levels = [logger.get_verbosity() for logger in loggers]
-    bars = datasets.are_progress_bars_disabled(), transformers.logging.is_progress_bar_enabled()
-    tqdm_was = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    datasets.disable_progress_bars()
-    transformers.logging.disable_progress_bar()
-    for logger in loggers:
-        logger.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        os.environ.pop("TQDM_DISABLE")
-        if tqdm_was is not None:
-            os.environ["TQDM_DISABLE"] = tqdm_was
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.set_verbosity(level)
-        if not bars[0]:
-            datasets.enable_progress_bars()
-        if bars[1]:
-            transformers.logging.enable_progress_bar()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# データ: 知識表（このファイルの末尾）を、質問のしかたと「一つだけ欠点のある回答」に組み合わせます。
-
-# 観点: 名前 → (回答の書き出し, 質問のしかた)。{c} に概念の名前が入ります。
-FACETS = {
-    "what": ("{c}とは、", (
-        "{c}とは何ですか？",
-        "{c}の意味を教えてください。",
-        "「{c}」とは、何を指す言葉ですか？",
-        "{c}を一言で説明してください。",
-        "初めて聞きました。{c}って何？",
-        "まず{c}の定義が知りたいです。",
-    )),
-    "why": ("{c}が重要なのは、", (
-        "{c}はなぜ重要なのですか？",
-        "{c}を学ぶ意義を教えてください。",
-        "どうして{c}が重要なのでしょう。",
-        "{c}が重視される理由は何ですか？",
-        "{c}がわかると何がうれしいの？",
-        "なぜみんな{c}に注目するの？",
-    )),
-    "how": ("{c}は、", (
-        "{c}はどのような仕組みですか？",
-        "{c}の仕組みを教えてください。",
-        "{c}は、どういう仕組みなの？",
-        "{c}がどう働くのか知りたいです。",
-        "{c}の中身はどうなっているの？",
-        "{c}の仕組みを、やさしく説明して。",
-    )),
-    "example": ("{c}の例として、", (
-        "{c}の具体例を挙げてください。",
-        "{c}には、どんな例がありますか？",
-        "{c}の例を一つ知りたいです。",
-        "{c}を例で示してもらえますか？",
-        "たとえば何が{c}に当たりますか？",
-        "{c}のわかりやすい例はありますか？",
-    )),
-    "caution": ("{c}では、", (
-        "{c}で気をつけることは何ですか？",
-        "{c}の注意点を教えてください。",
-        "{c}で失敗しやすいのはどこですか？",
-        "{c}にはどんな落とし穴がありますか？",
-        "{c}で困りやすいのはどんなこと？",
-        "{c}で見落としやすい点は？",
-    )),
-}  # fmt: skip
-
-# 欠点: 名前 → 表に出すときの呼び名。どの rejected にも、欠点が一つだけあります。
-FLAWS = {
-    "other_concept": "別の概念の話",
-    "other_facet": "聞かれていない観点",
-    "wrong_fact": "事実の誤り",
-    "vague": "中身がない",
-    "rude": "失礼・投げやり",
-    "cut_off": "途中で切れる",
-}
-
-VAGUE = {
-    "what": (
-        "いろいろな場面でよく耳にする、なんとなく大事そうに思えるもののことです",
-        "説明しようとすると人によって話が変わってくる、ある種の考え方のようなものです",
-        "知っている人ならよく知っている、わりと広い意味を持った言葉の一つのことです",
-        "それらしい呼び名が付いた、それなりに役割のあるもののことだと思われます",
-    ),
-    "why": (
-        "とにかく欠かせないものだと、いろいろなところで多くの人が言っているからです",
-        "見方によっては、大切だと思われる面がいくつもあるように感じられるからです",
-        "知らないよりは知っていたほうが、何となくよさそうだと多くの人が思うからです",
-        "あとになって、何かの形で少しは役に立つことがあるかもしれないからです",
-    ),
-    "how": (
-        "いくつかの要素がうまい具合に組み合わさって、それなりにいい感じになります",
-        "内部でさまざまなことが行われて、その結果として、いつの間にかそうなります",
-        "あれこれと順番に進めていくと、だいたいのところは何とかうまくいくものです",
-        "少しややこしい手順をいくつか踏んで、最終的には何らかの形に落ち着きます",
-    ),
-    "example": (
-        "身の回りにあるさまざまなものや、それに似たものなどがたくさん挙げられます",
-        "有名なものからあまりそうでないものまで、数えればきりがないほどあります",
-        "どこかの会社や学校などで、一度は見かけたことのあるようなものがあります",
-        "人によって思い浮かべるものが少しずつ違う、あれやこれやが挙げられます",
-    ),
-    "caution": (
-        "いろいろなことが起こりうるので、ふだんからできるだけ気をつけるようにします",
-        "うまくいく場合もいかない場合もあるため、そのつど様子を見ながら考えます",
-        "よくないことが起こらないように、いつもほどほどに注意しておくと安心です",
-        "大事なところをうっかり間違えないように、最後までしっかりやることが大切です",
-    ),
-}
-
-RUDE = (
-    "そんな初歩的なことを聞くのですか。{c}くらい、人に聞く前に自分で調べてから来てください。",
-    "{c}も知らないのに、よく質問できますね。説明するだけ時間の無駄なので、お断りします。",
-    "はあ、また{c}の話ですか。何度も何度も同じことを言わせないでもらえますか。",
-    "あなたに{c}の話をしても、どうせわからないと思いますよ。早くあきらめてください。",
-    "教科書を読めばわかることです。{c}の説明など、こちらはわざわざしたくありません。",
-    "忙しいので、{c}の話に付き合ってはいられません。検索すればすぐに出てくるでしょう。",
-    "{c}を知らない人がまだいたとは驚きました。一から勉強をやり直してはどうですか。",
-    "{c}のことなら、もっとひまな人をつかまえて聞いてください。こちらは答えません。",
-    "いちいち{c}のことまで教えなければいけないのですか。少しは自分の頭で考えてください。",
-    "その程度の質問に答える気はありません。{c}のことくらい、自分で何とかしてください。",
-    "{c}について話すのは面倒なので、この質問はもう終わりにしてもらえませんか。",
-    "正直に言って、{c}がわからないようでは、この先もずっと苦労するだけだと思いますよ。",
-    "{c}ですか。それくらいは自分で調べてもらえませんか。こちらも忙しいんです。",
-    "さあ。{c}にはまったく興味がないので、ほかの人にでも聞いてみたらどうですか。",
-    "{c}の説明は面倒なので、しません。どうしても知りたければ、本を買うことですね。",
-    "どうでもいい質問ですね。{c}のことなど、さっさと忘れてしまったほうがいいですよ。",
-)
-
-
-# 一方が他方の一種か一部なので、説明を取り替えても誤りと言い切れない概念です。組の相手にしません。
-CLOSE = (
-    {"クラスタリング", "k平均法"}, {"次元削減", "主成分分析"}, {"仮説検定", "p値", "A/Bテスト"},
-    {"クラス", "継承", "カプセル化", "オブジェクト指向"}, {"関数", "ハッシュ関数"}, {"バージョン管理", "ブランチ"},
-    {"生成AI", "大規模言語モデル", "拡散モデル", "敵対的生成ネットワーク"},
-    {"深層学習", "ニューラルネットワーク", "畳み込みニューラルネットワーク"},
-    {"転移学習", "ファインチューニング", "LoRA"},
-)  # fmt: skip
+# ======== データ: 知識表（このファイルの末尾）を、質問のしかたと「一つだけ欠点のある回答」に組み合わせます。
 
 
 def read_knowledge(text: str | None = None) -> dict[str, tuple[str, dict[str, str]]]:
     """知識表を {概念: (分野, {観点: 述部})} に読みます。[ ] の行が分野、`名前|意味|…` の行が概念です。"""
-    table, domain = {}, ""
-    for line in (text or KNOWLEDGE).strip().splitlines():
+    table, domain, facets = {}, "", text_table(FACETS)
+    for line in filter(None, (text or KNOWLEDGE).splitlines()):
+        name, *predicates = line.split("|")
         if line.startswith("["):
             domain = line.strip("[]")
-        elif line:
-            name, *predicates = line.split("|")
-            if len(predicates) != len(FACETS) or name in table:
-                raise HelperError(f"知識表の行 {line!r} を読めません。新しい名前と {len(FACETS)} 欄の述部が要ります。")
-            table[name] = (domain, dict(zip(FACETS, predicates, strict=True)))
+        elif len(predicates) != len(facets) or name in table:
+            raise HelperError("knowledge", line=line)
+        else:
+            table[name] = (domain, dict(zip(facets, predicates, strict=True)))
     return table
 
 
 def build_pairs(num_pairs: int = 1000, seed: int = 42, eval_fraction: float = 0.15):
-    """知識表から選好対を作り、`datasets.Dataset` で返します。同じ引数なら、どの計算機でも同じ内容です。
+    """知識表から選好ペアを作り、`datasets.Dataset` で返します。同じ引数なら、どの計算機でも同じ内容です。
 
-    列は prompt, chosen, rejected, domain, concept, facet, flaw（すべて文字列）で、行数は num_pairs です。
-    other_concept と other_facet は、隣り合う二つの対が互いの回答を入れ替えた「鏡の組」です。質問を見ない規則は、
-    どんな規則でも組の一方に正解し他方を外すので、正解率はちょうど 50 % です。wrong_fact は、二つの概念の説明を
-    取り替えた組です。組の相手は `split_pairs` で同じ側に入る概念から選び、検証の誤答に学習で見た文を混ぜません。
-    """
-    from datasets import Dataset
-
+    列は prompt, chosen, rejected, domain, concept, facet, flaw です。other_concept と other_facet は、隣り合う二つの
+    ペアが互いの回答を入れ替えた「鏡の組」で、質問を見ない規則の正解率は 50 % です。wrong_fact は、二つの概念の説明を
+    取り替えた組です。組の相手は `split_pairs` で同じ側に入る概念から選びます。"""
     table, rng = read_knowledge(), random.Random(seed)
-    wanted = max(4, 2 * (num_pairs // 12))  # 対が少ないときは概念も絞り、どの概念も一度は使う
+    wanted = max(4, 2 * (num_pairs // 12))  # ペアが少ないときは概念も絞り、どの概念も一度は使う
     concepts = rng.sample(list(table), min(len(table), wanted))
-    held_out = _held_out(concepts, eval_fraction, seed)
-    num_eval = lambda total: max(2, 2 * round(total * eval_fraction / 2))  # noqa: E731  組を崩さないよう、偶数にする
-    train = _make_rows([c for c in concepts if c not in held_out], num_pairs - num_eval(num_pairs), table, rng)
-    test = _make_rows([c for c in concepts if c in held_out], num_eval(num_pairs), table, rng)
-    if len(train) + len(test) < num_pairs:
-        fits = (n for n in range(num_pairs, 0, -1) if num_eval(n) <= len(test) and n - num_eval(n) <= len(train))
-        raise HelperError(
-            f"num_pairs が {num_pairs} ですが、知識表から作れる対は、この分割では {next(fits)} までです。"
-            "num_pairs を減らすか、dpo_helpers.py の末尾の知識表に概念の行を足してください。"
-        )
+    held_out, num_eval = held_out_groups(concepts, eval_fraction, seed), even_share(num_pairs, eval_fraction)
+    train = make_rows([c for c in concepts if c not in held_out], num_pairs - num_eval, table, rng)
+    test = make_rows([c for c in concepts if c in held_out], num_eval, table, rng)
+    if len(train) < num_pairs - num_eval or len(test) < num_eval:
+        most = min(len(train) / (1 - eval_fraction), len(test) / eval_fraction)
+        raise HelperError("too_many_pairs", wanted=num_pairs, most=int(most) - 2)
     couples = [rows[i : i + 2] for rows in (train, test) for i in range(0, len(rows), 2)]
     rng.shuffle(couples)
-    couples.sort(key=len, reverse=True)  # 奇数のときに余る一行は最後に置く
-    return Dataset.from_list([row for couple in couples for row in couple])
+    couples.sort(key=len, reverse=True)  # 奇数のときに余る 1 行は最後に置く
+    return datasets.Dataset.from_list([row for couple in couples for row in couple])
 
 
-def _make_rows(concepts, num_rows, table, rng) -> list[dict]:
-    """概念を二つずつ組にして、一組から 10 対を作ります。一巡ごとに、質問のしかたと組の相手を変えます。"""
-    rows, num_phrasings = [], min(len(phrasings) for _, phrasings in FACETS.values())
-    phrasing = {(c, f): rng.sample(range(num_phrasings), num_phrasings) for c in concepts for f in FACETS}
-    for turn in range(num_phrasings):
-        draws = [_draw_couples(concepts, table, rng) for _ in range(20)]
-        for first, second in min(draws, key=lambda couples: sum(map(_are_close, couples))):
+def even_share(total: int, fraction: float) -> int:
+    """total の fraction ほどの、2 以上の偶数です（鏡の組を崩さないため）。"""
+    return max(2, 2 * round(total * fraction / 2))
+
+
+def make_rows(concepts, num_rows, table, rng) -> list[dict]:
+    """概念を二つずつ組にして、一組から 10 ペアを作ります。一巡ごとに、質問のしかたと組の相手を変えます。"""
+    rows, facets = [], text_table(FACETS)
+    turns = min(len(phrasings) - 1 for phrasings in facets.values())  # 初めの一つは、回答の書き出し
+    phrasing = {(c, f): rng.sample(range(turns), turns) for c in concepts for f in facets}
+    for turn in range(turns):
+        draws = [draw_couples(concepts, table, rng) for _ in range(20)]
+        for couple in min(draws, key=count_close):
             if len(rows) >= num_rows:
                 return rows[:num_rows]
-            rows += _couple_rows(first, second, turn, phrasing, table, rng)
+            rows += couple_rows(couple, turn, phrasing, table, rng)
     return rows[:num_rows]
 
 
-def _draw_couples(concepts, table, rng) -> list[tuple[str, str]]:
+def draw_couples(concepts, table, rng) -> list[tuple[str, str]]:
     order = sorted(rng.sample(concepts, len(concepts)), key=lambda c: table[c][0])  # 隣は、たいてい同じ分野
     couples = list(zip(order[::2], order[1::2], strict=False))  # 概念が奇数なら、巡ごとに一つ休む
     return rng.sample(couples, len(couples))
 
 
-def _are_close(couple: tuple[str, str]) -> bool:
-    return any(set(couple) <= group for group in CLOSE)
+def count_close(couples: list[tuple[str, str]]) -> int:
+    """説明を取り替えても誤りと言い切れない概念どうしの組の数です。"""
+    return sum(any(set(couple) <= group for group in CLOSE) for couple in couples)
 
 
-def _couple_rows(first, second, turn, phrasing, table, rng) -> list[dict]:
-    def answer(name, facet, predicate_of=None):
-        return FACETS[facet][0].format(c=name) + table[predicate_of or name][1][facet] + "。"
+def couple_rows(couple, turn, phrasing, table, rng) -> list[dict]:
+    (first, second), facets = couple, text_table(FACETS)
 
-    def row(name, facet, flaw, rejected):
-        question = FACETS[facet][1][phrasing[name, facet][turn]].format(c=name)
-        return {"prompt": f"質問: {question}\n回答:", "chosen": answer(name, facet), "rejected": rejected,
+    def row(name, facet, flaw, rejected=None):
+        question = facets[facet][1 + phrasing[name, facet][turn]].format(c=name)
+        chosen, rejected = good_answer(name, facet, table), rejected or spoil(flaw, name, facet, table, rng)
+        return {"prompt": as_prompt(question), "chosen": chosen, "rejected": rejected,
                 "domain": table[name][0], "concept": name, "facet": facet, "flaw": flaw}  # fmt: skip
 
     wrong = rng.choice(["what", "how"])  # 例や理由は、取り替えても正しいことがあるため、意味と仕組みだけを取り替える
-    shared, *rest = rng.sample([f for f in FACETS if f != wrong], 4)
-    rows = []
-    for name, other in ((first, second), (second, first)):
-        rows.append(row(name, shared, "other_concept", answer(other, shared)))
-    for name, other in ((first, second), (second, first)):
-        rows.append(row(name, wrong, "wrong_fact", answer(name, wrong, predicate_of=other)))
-    for facet, other in ((rest[0], rest[1]), (rest[1], rest[0])):
-        rows.append(row(first, facet, "other_facet", answer(first, other)))
+    same, *rest = rng.sample([f for f in facets if f != wrong], 4)
+    mirrored = ((first, second), (second, first))
+    rows = [row(name, same, "other_concept", good_answer(other, same, table)) for name, other in mirrored]
+    rows += [row(name, wrong, "wrong_fact", good_answer(name, wrong, table, other)) for name, other in mirrored]
+    rows += [row(first, facet, "other_facet", good_answer(first, other, table))
+             for facet, other in (rest[:2], rest[1::-1])]  # fmt: skip
     flaws = ["vague", "rude", "cut_off", ("vague", "rude", "cut_off")[turn % 3]]
-    for flaw, (name, facet) in zip(flaws, [(first, rest[2]), *((second, f) for f in rest)], strict=True):
-        rows.append(row(name, facet, flaw, _spoil(flaw, name, facet, answer(name, facet), rng)))
-    return rows
+    places = [(first, rest[2]), *((second, facet) for facet in rest)]
+    return rows + [row(name, facet, flaw) for flaw, (name, facet) in zip(flaws, places, strict=True)]
 
 
-def _spoil(flaw: str, name: str, facet: str, good: str, rng) -> str:
+def good_answer(name: str, facet: str, table: dict, predicate_of: str | None = None) -> str:
+    """よい回答です。predicate_of を渡すと、その概念の述部に取り替えた誤りになります。"""
+    return text_table(FACETS)[facet][0].format(c=name) + table[predicate_of or name][1][facet] + "。"
+
+
+def spoil(flaw: str, name: str, facet: str, table: dict, rng) -> str:
     if flaw == "vague":
-        return FACETS[facet][0].format(c=name) + rng.choice(VAGUE[facet]) + "。"
+        return text_table(FACETS)[facet][0].format(c=name) + rng.choice(text_table(PHRASES)[facet]) + "。"
     if flaw == "rude":
-        return rng.choice(RUDE).format(c=name)
+        return rng.choice(text_table(PHRASES)["rude"]).format(c=name)
+    good = good_answer(name, facet, table)
     cut = good[: int(len(good) * rng.uniform(0.5, 0.8))]
     while cut.endswith(("、", " ", "です", "ます", "せん", "ない")):  # 句点がないだけの、ふつうの文に見えないようにする
         cut = cut[:-1]
     return cut
 
 
-def _held_out(groups, fraction: float, seed: int) -> set:
-    """検証に回す概念（質問）を選びます。名前と種だけで決まり、並び順によりません。組を作れるよう、偶数個にします。"""
+def held_out_groups(groups, fraction: float, seed: int) -> set:
+    """検証に回す概念（質問）です。名前とシードだけで決まり、並び順によりません。組を作れるよう、偶数個にします。"""
     groups = sorted(set(groups), key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
     most = max(1, (len(groups) - 2) // 2 * 2)
-    return set(groups[: min(most, max(2, 2 * round(len(groups) * fraction / 2)))])
+    return set(groups[: min(most, even_share(len(groups), fraction))])
 
 
 def split_pairs(pairs, eval_fraction: float = 0.15, seed: int = 42):
-    """対を (学習用, 検証用) に分けます。同じ概念（concept の列がなければ、同じ質問）は、両側に分かれません。"""
-    held_out = _held_out_rows(pairs, eval_fraction, seed)
+    """ペアを (学習用, 検証用) に分けます。同じ概念（concept の列がなければ、同じ質問）は、両側に分かれません。"""
+    held_out = held_out_rows(pairs, eval_fraction, seed)
     return pairs.select([i for i in range(len(pairs)) if i not in held_out]), pairs.select(sorted(held_out))
 
 
-def _held_out_rows(pairs, eval_fraction: float, seed: int) -> set[int]:
+def held_out_rows(pairs, eval_fraction: float, seed: int) -> set[int]:
     """検証に回す行の番号です。質問は、記号・空白・全角半角の違いを無視して同じとみなします。"""
-    concepts = pairs["concept"][:] if "concept" in pairs.column_names else [None] * len(pairs)
-    groups = [concept or _question_key(prompt) for concept, prompt in zip(concepts, pairs["prompt"][:], strict=True)]
+    groups = pair_groups(pairs)
     if len(set(groups)) < 2:
-        raise HelperError(
-            f"概念（concept の列がなければ質問）が {len(set(groups))} 種類しかありません。学習用と検証用に分けるには、"
-            "2 種類以上が必要です。"
-        )
-    held_out = _held_out(groups, eval_fraction, seed)
+        raise HelperError("one_group", count=len(set(groups)))
+    held_out = held_out_groups(groups, eval_fraction, seed)
     return {i for i, group in enumerate(groups) if group in held_out}
 
 
-PROMPT_COLUMNS = ("prompt", "instruction", "question", "conversations", "messages")
-PAIR_COLUMNS = ("prompt", "chosen", "rejected")
-KEPT_COLUMNS = ("domain", "concept", "facet", "flaw")  # 対のほかに残す列（分け方と、欠点ごとの成績に使う）
+def pair_groups(pairs) -> list[str]:
+    """ペアごとの、まとめて扱うグループ（概念、なければ質問）の名前です。"""
+    concepts = pairs["concept"][:] if "concept" in pairs.column_names else [None] * len(pairs)
+    return [concept or question_key(prompt) for concept, prompt in zip(concepts, pairs["prompt"][:], strict=True)]
+
+
+PROMPT_COLUMNS = ("prompt", "instruction", "question", "conversations", "messages", "input")
+PAIR_COLUMNS = ["prompt", "chosen", "rejected"]
+KEPT_COLUMNS = ("domain", "concept", "facet", "flaw")  # ペアのほかに残す列（分け方と、欠点ごとの成績に使う）
+
+
+def prepare_pairs(config: Config):
+    """config.dataset の指す選好ペアを返します。"""
+    if config.dataset == "builtin":
+        return build_pairs(config.num_pairs, config.data_seed, config.eval_fraction)
+    return load_pairs(config.dataset)
 
 
 def load_pairs(source):
-    """選好対を、列 prompt, chosen, rejected（文字列）の `datasets.Dataset` に読みます。
+    """選好ペアを、列 prompt, chosen, rejected（文字列）の `datasets.Dataset` に読みます。
 
-    source は `Dataset`、辞書のリスト、.jsonl/.json/.csv/.tsv/.parquet のパス（UTF-8 か CP932）、Hub の名前（split は
-    「名前:split」）のどれかです。質問の列は prompt、instruction（と input）、question、conversations のどれかで、
-    system があれば前に付けます。chosen と rejected は、文字列か会話（{role, content} のリスト）です。質問の列が
-    なければ、会話の最後の発言より前を質問とします。質問は、学習の形 `質問: …\n回答:` に整えます。KEPT_COLUMNS は
-    残ります。中身は一時ファイルに置くので、行が多くてもメモリは増えません。選好対でないものは HelperError です。
+    source は `Dataset`、辞書のリスト、ファイルのパス（UTF-8 か CP932）、Hub の名前（「名前:split」も可）です。質問の
+    列は PROMPT_COLUMNS のどれかで、system があれば前に付けます。chosen と rejected は、文字列か会話（{role, content} の
+    リスト）です。質問の列がなければ、会話の最後の発言より前を質問とします。KEPT_COLUMNS は残ります。
     """
-    from datasets import Dataset
-
-    if isinstance(source, Dataset) and _is_ready(source):
-        return source
-    return _as_dataset(_to_pair(row, place) for place, row in _read_rows(source))
-
-
-def _is_ready(pairs) -> bool:
-    """もう load_pairs の返す形になっているかどうかです。"""
-    kinds = [getattr(pairs.features.get(name), "dtype", None) for name in PAIR_COLUMNS]
-    return kinds == ["string"] * 3 and all(prompt and as_prompt(prompt) == prompt for prompt in pairs["prompt"][:])
+    rows = [to_pair(row, f"データの {number} 件目") for number, row in enumerate(read_rows(source), 1)]
+    if not rows:
+        raise HelperError("no_rows")
+    filled = [name for name in rows[0] if name in PAIR_COLUMNS or any(row[name] is not None for row in rows)]
+    return datasets.Dataset.from_list(rows).select_columns(filled)
 
 
-def _as_dataset(rows):
-    """文字列の辞書の列を一時ファイルに書きながら、Dataset にします。一度も値のない列は除きます。"""
-    import atexit
-    import tempfile
-
-    from datasets import Dataset, Features, Value
-    from datasets.arrow_writer import ArrowWriter
-
-    first = next(rows, None)
-    if first is None:
-        raise HelperError("データに行が一つもありません。対を一行に一つずつ入れてください。")
-    folder = tempfile.mkdtemp(prefix="dpo_pairs_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    with ArrowWriter(path=f"{folder}/pairs.arrow", features=Features(dict.fromkeys(first, Value("string")))) as writer:
-        filled = set()
-        for row in chain([first], rows):
-            writer.write(row)
-            filled |= {name for name, value in row.items() if value is not None}
-        writer.finalize()
-    return Dataset.from_file(f"{folder}/pairs.arrow").select_columns([name for name in first if name in filled])
-
-
-def _read_rows(source):
-    """source の行を、(場所の呼び名, 辞書) の順に返します。"""
-    from datasets import Dataset
-
-    if isinstance(source, (list, Dataset)):
-        rows = ((f" {number} 行目", row) for number, row in enumerate(source, 1))
-    elif isinstance(source, (str, Path)):
-        source = str(source).strip()
-        _check_text("データの名前", source)
-        kind = Path(source).suffix.lower()
-        if kind in _READERS:
-            rows = _file_rows(Path(source), kind)
-        elif os.path.exists(source) or kind in (".pkl", ".pickle", ".xlsx", ".txt"):
-            raise HelperError(
-                f"データ {source} は、読める形式のファイルではありません。jsonl、json、csv、tsv、parquet のどれかにして"
-                "ください（Excel では「CSV UTF-8」で保存します。pickle は、任意の処理が動き得るので読みません）。"
-            )
-        else:
-            rows = _hub_rows(source)
-    else:
-        raise HelperError(f"データが {type(source).__name__} です。パス、Hub の名前、辞書のリストを指定してください。")
-    for place, row in rows:
-        if not isinstance(row, dict):
-            raise HelperError(f"データの{place}が {type(row).__name__} です。列の名前と値の組（辞書）にしてください。")
-        clean = {str(name).strip().lower(): _plain(value) for name, value in row.items()}
-        if len(clean) < len(row):
-            raise HelperError(f"データの列の名前が重なっています（{'、'.join(map(str, row))}）。一つにしてください。")
-        yield place, clean
-
-
-def _plain(value):
-    """pandas から来た値（NaN と numpy の配列）を、None とリストに直します。"""
-    if isinstance(value, float) and math.isnan(value):
-        return None
-    return value.tolist() if hasattr(value, "tolist") else value
-
-
-def _hub_rows(source: str):
-    from datasets import load_dataset
-
+def read_rows(source) -> list[dict]:
+    """source の行（列の名前と値の辞書）のリストです。"""
+    if not isinstance(source, (str, Path)):
+        with explained("data_file", path=type(source).__name__):
+            return list(source)
+    source, kind = str(source).strip(), Path(source).suffix.lower()
+    if kind in READERS:
+        with explained("data_file", path=source):
+            return READERS[kind](Path(source))
+    if os.path.exists(source) or kind in (".pkl", ".pickle", ".xlsx", ".txt"):
+        raise HelperError("data_kind", path=source)
     name, _, split = source.partition(":")
-    advice = "builtin、Hub の名前（split は「名前:split」）、jsonl/json/csv/tsv/parquet のどれかを指定してください。"
-    with _explained(f"データ {source} を読み込めませんでした", advice), _quiet():
-        pairs = load_dataset(name, split=split or "train")
-    return ((f" {number} 行目", row) for number, row in enumerate(pairs, 1))
+    with explained("data_hub", name=source):
+        return datasets.load_dataset(name, split=split or "train").to_list()
 
 
-def _file_rows(path: Path, kind: str):
-    if not os.path.isfile(path):
-        raise HelperError(
-            f"データのファイル {path} がありません。パスを確かめてください（Colab に直接アップロードしたファイルは、"
-            "接続が切れると消えます。もう一度アップロードするか、Google Drive に置いてください）。"
-        )
-    if path.stat().st_size == 0:
-        raise HelperError(f"データのファイル {path} が空です。対を一行に一つずつ入れてください。")
-    try:
-        yield from _READERS[kind](path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise HelperError(
-            f"データのファイル {path} を読めません（{type(error).__name__}）。UTF-8 か CP932（Excel の CSV）で"
-            "保存してください。"
-        ) from error
-
-
-def _encoding(path: Path) -> str:
+def read_text(path: Path) -> str:
     """UTF-8（BOM つきも可）として読めなければ、Excel が使う CP932 とみなします。"""
-    with contextlib.suppress(UnicodeDecodeError), path.open(encoding="utf-8-sig") as file:
-        while file.read(1 << 20):
-            pass
-        return "utf-8-sig"
-    return "cp932"
-
-
-def _json_lines(path: Path):
-    with path.open(encoding=_encoding(path)) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise HelperError(
-                    f"データのファイル {path} の {number} 行目を JSON として読めません。"
-                    "一行に一つの JSON にしてください。"
-                ) from error
-            yield f" {number} 行目", row
-
-
-def _json_list(path: Path):
-    text = path.read_text(_encoding(path))
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        if text.lstrip().startswith("{"):  # 名前は .json でも、中身が JSON Lines のことがある
-            yield from _json_lines(path)
-            return
-        raise HelperError(f"データのファイル {path} の {error.lineno} 行目を JSON として読めません。") from error
-    if not isinstance(rows, list):
-        raise HelperError(f"データのファイル {path} の中身がリストではありません。対の辞書のリストにしてください。")
-    yield from ((f" {number} 件目", row) for number, row in enumerate(rows, 1))
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError:
+        return path.read_text("cp932")
 
 
-def _delimited(path: Path, delimiter: str = ","):
-    import csv
-
-    csv.field_size_limit(2**31 - 1)
-    with path.open(encoding=_encoding(path), newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        try:
-            for row in reader:
-                if None in row or None in row.values() or len(row) < len(reader.fieldnames):
-                    raise csv.Error
-                if any(row.values()):  # Excel は、何もない行を末尾に残すことがある
-                    yield f" {reader.line_num} 行目", row
-        except csv.Error as error:
-            raise HelperError(
-                f"データのファイル {path} の {reader.reader.line_num} 行目で、欄の数が見出しと違うか、見出しの名前が"
-                '重なっているか、" が閉じていません。コンマや改行を含む欄は " で囲み、中の " は "" と書いてください。'
-            ) from error
+def json_rows(path: Path) -> list[dict]:
+    """JSON のリストか、JSON Lines（1 行に一つの JSON）です。"""
+    text, rows = read_text(path), []
+    if text.lstrip().startswith("["):
+        return json.loads(text)
+    for number, line in enumerate(text.split("\n"), 1):
+        with explained("json_line", path=path, number=number):
+            rows += [json.loads(line)] if line.strip() else []
+    return rows
 
 
-def _parquet(path: Path):
-    import pyarrow
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        with ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(1000):
-                for row in batch.to_pylist():
-                    yield f" {(number := number + 1)} 行目", row
-    except pyarrow.ArrowInvalid as error:
-        raise HelperError(f"データのファイル {path} を Parquet として読めません。作り直してください。") from error
+def csv_rows(path: Path) -> list[dict]:
+    """CSV と TSV です。区切りは、見出しの行にあるコンマ、タブ、セミコロンのうち、いちばん多いものです。"""
+    text = read_text(path)
+    delimiter = max(",\t;", key=text.partition("\n")[0].count)
+    table = pd.read_csv(io.StringIO(text), sep=delimiter, header=None, dtype=str, keep_default_na=False)
+    names, *rows = table[(table != "").any(axis=1)].to_numpy().tolist()  # Excel は、何もない行を末尾に残すことがある
+    if len(set(names)) < len(names):
+        raise ValueError(f"見出しの名前が重なっています: {'、'.join(names)}")
+    return [dict(zip(names, row, strict=True)) for row in rows]  # 足りない欄は、点検が空の欄として見つける
 
 
-_READERS = {".jsonl": _json_lines, ".json": _json_list, ".csv": _delimited, ".parquet": _parquet,
-            ".tsv": partial(_delimited, delimiter="\t")}  # fmt: skip
+READERS = {".jsonl": json_rows, ".json": json_rows, ".csv": csv_rows, ".tsv": csv_rows,
+           ".parquet": lambda path: parquet.read_table(path).to_pylist()}  # fmt: skip
 
 
-def _to_pair(row: dict, place: str) -> dict:
-    """一行を {prompt, chosen, rejected} と KEPT_COLUMNS に直します。"""
-    columns = "、".join(map(str, row))
-    if "label" in row and "chosen" not in row:
-        raise HelperError(
-            "データが、回答一つずつによしあし（label）を付けた形（KTO など）です。DPO には、同じ質問への chosen と "
-            "rejected の対が要ります。"
-        )
-    if absent := [name for name in ("chosen", "rejected") if name not in row]:
-        raise HelperError(
-            f"データに {'、'.join(absent)} の列がありません。今の列は {columns} です。列の名前を prompt、"
-            "chosen、rejected に直してください。"
-        )
-    before, chosen = _split_answer(row["chosen"], f"{place}の chosen ")
-    other, rejected = _split_answer(row["rejected"], f"{place}の rejected ")
-    prompt = _question(row, place)
-    if prompt is None:
-        if not isinstance(row["chosen"], list):
-            raise HelperError(
-                f"データに質問の列（prompt など）がありません。今の列は {columns} です。質問の列の名前を prompt に"
-                "直してください。"
-            )
-        if before != other:
-            raise HelperError(
-                f"データの{place}で、chosen と rejected の会話が、最後の回答より前で違っています。同じ会話への"
-                "二つの回答にそろえるか、この行を除いてください。"
-            )
-        prompt = before
-    kept = {name: str(row[name]) if row.get(name) is not None else None for name in KEPT_COLUMNS}
+def to_pair(row: dict, place: str) -> dict:
+    """1 行を {prompt, chosen, rejected} と KEPT_COLUMNS に直します。"""
+    if not isinstance(row, dict):
+        raise HelperError("not_a_row", place=place, kind=type(row).__name__)
+    names = [str(name).strip().lower() for name in row]
+    if len(set(names)) < len(names):
+        raise HelperError("same_columns", place=place, columns="、".join(names))
+    row = dict(zip(names, row.values(), strict=True))
+    present = [name for name in PROMPT_COLUMNS if name in row]
+    if not {"chosen", "rejected"} <= row.keys() or not (present or isinstance(row["chosen"], list)):
+        raise HelperError("columns", place=place, columns="、".join(row))
+    (before, chosen), (other, rejected) = (split_answer(row[name], place) for name in ("chosen", "rejected"))
+    if not present and before != other:
+        raise HelperError("different_start", place=place)
+    name = next((name for name in present if row[name]), (present or [None])[0])
+    parts = [row.get("system"), row.get(name) if name else before, row.get("input") if name == "instruction" else None]
+    prompt = "\n".join(filter(None, (conversation_text(part, place) for part in parts)))
+    kept = {name: row.get(name) for name in KEPT_COLUMNS}
+    kept = {name: None if value != value or value is None else conversation_text(str(value), place)
+            for name, value in kept.items()}  # fmt: skip
     return {"prompt": as_prompt(prompt) if prompt.strip() else "", "chosen": chosen, "rejected": rejected} | kept
 
 
-def _question(row: dict, place: str) -> str | None:
-    """中身のある最初の質問の列を、一つの文字列にします。質問の列がなければ None です。"""
-    present = [name for name in (*PROMPT_COLUMNS, "input") if name in row]
-    if not present:
-        return None
-    name = next((name for name in present if row[name]), present[0])
-    parts = ("system", name, "input" if name == "instruction" else None)
-    texts = [_conversation(row[part], f"{place}の {part} ") if isinstance(row[part], list)
-             else _text(row[part], f"{place}の {part} ") for part in parts if part in row]  # fmt: skip
-    return "\n".join(text for text in texts if text)
-
-
-def _split_answer(value, place: str) -> tuple[str, str]:
+def split_answer(value, place: str) -> tuple[str, str]:
     """回答の列を (それより前の会話, 回答) に分けます。文字列なら、前の会話は空です。"""
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list):
-        return "", _text(value, place)
-    before = _conversation(value[:-1], place)
-    if not value or _role(value[-1], place) != "回答: ":
-        raise HelperError(f"データの{place}の会話が、回答（assistant の発言）で終わっていません。直してください。")
-    return before, _text(_content(value[-1]), place)
+    messages = [value] if isinstance(value, dict) else value
+    if not isinstance(messages, list):
+        return "", conversation_text(messages, place)
+    answer = conversation_text(messages[-1:], place)
+    if not answer.startswith("回答: "):
+        raise HelperError("no_answer", place=place)
+    return conversation_text(messages[:-1], place), answer.removeprefix("回答: ")
 
 
-def _content(message: dict):
-    return message.get("content", message.get("value"))
-
-
-def _role(message, place: str) -> str:
-    """発言の前に置く見出しです。"""
-    if not isinstance(message, dict) or _content(message) is None:
-        raise HelperError(f"データの{place}が会話（role と content の辞書のリスト）になっていません。直してください。")
-    return {"user": "質問: ", "human": "質問: ", "system": ""}.get(message.get("role", message.get("from")), "回答: ")
-
-
-def _conversation(messages: list, place: str) -> str:
-    """会話を `質問: …\n回答: …\n質問: …` の形にします。system は初めの質問の前に置きます。"""
-    return "\n".join(_role(message, place) + _text(_content(message), place) for message in messages)
-
-
-def _text(value, place: str) -> str:
-    if value is None:
+def conversation_text(value, place: str) -> str:
+    """会話を `質問: …\n回答: …\n質問: …` の形にします。文字列はそのまま、None と NaN は空にします。"""
+    if isinstance(value, list):
+        return "\n".join(conversation_text(message, place) for message in value)
+    if isinstance(value, dict) and {"content", "value"} & value.keys():
+        role, text = value.get("role", value.get("from")), value.get("content", value.get("value"))
+        if isinstance(role, (str, type(None))):
+            heading = {"user": "質問: ", "human": "質問: ", "system": ""}.get(role, "回答: ")
+            return heading + conversation_text(text, place)
+    if value is None or value != value:
         return ""
-    if not isinstance(value, str):
-        raise HelperError(f"データの{place}が {type(value).__name__}（{value!r:.50}）です。文字列に直してください。")
-    if re.search(r"[\ud800-\udfff]", value):
-        raise HelperError(f"データの{place}に、壊れた文字（片方だけのサロゲート）があります。除いてください。")
+    if not isinstance(value, str) or re.search(r"[\ud800-\udfff]", value):
+        raise HelperError("not_text", place=place, value=value)
     return value
 
 
@@ -922,7 +562,7 @@ AUDIT = {
     "empty": ("error", "空の欄があります。行を除くか、内容を補ってください。"),
     "equal": ("error", "chosen と rejected が同じです（空白や全角・半角の違いは除く）。行を除いてください。"),
     "no_room": ("error", "質問だけで {max_length} トークンを使い切ります。max_length を増やしてください。"),
-    "duplicate": ("warning", "同じ対が重なっています。dpo.repair(pairs) で一つにまとめられます。"),
+    "duplicate": ("warning", "同じペアが重なっています。dpo.repair(pairs) で一つにまとめられます。"),
     "contradiction": ("warning", "同じ質問で、chosen と rejected が逆の行があります。正しいほうを残してください。"),
     "leak": ("warning", "記号や空白のほかは同じ質問が学習用にもあり、成績が高く出ます。除いてください。"),
     "prompt_in_answer": ("warning", "回答に質問の文がそのまま入っています。回答だけにしてください。"),
@@ -931,333 +571,256 @@ AUDIT = {
     "over_long": ("warning", "{max_length} トークンを超えた分が捨てられます。max_length が {longest} なら収まります。"),
     "boundary": ("warning", "質問と回答の境目をまたぐトークンがあります。回答の先頭の空白や記号を見てください。"),
     "round_trip": ("warning", "トークンに直して戻すと文字が変わります。このトークナイザでは表せない文です。"),
-    "length_rule": ("info", "{longer}ほうを選ぶだけの規則の正解率は {length_rule:.0%} です（d = {cohens_d:.2f}）。"),
+    "length_rule": ("info", "{longer}ほうを選ぶだけの規則の正解率は {length_rule:.0%} です。"),
     "ngram_rule": ("info", "質問を見ずに、文字の並びだけで選ぶ規則の正解率は {ngram_rule:.0%} です。"),
 }  # fmt: skip
-RULE_ADVICE = "DPO の正解率がこれより高くなければ、内容を学んだとは言えません。逆の傾向の対を足してください。"
+RULE_ADVICE = "DPO の正解率がこれより高くなければ、内容を学んだとは言えません。逆の傾向のペアを足してください。"
 
 
 def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 0.15, seed: int = 42) -> list[dict]:
-    """学習の前に、対を点検します。見つけたことを {check, severity, count, share, rows, value, advice} の表で返します。
+    """ペアを点検し、見つけたことを {check, severity, count, share, rows, value, advice} のリストで返します。
 
-    severity は error・warning・info、rows は最初の 5 行の番号（0 から）です。info は、内容を読まない二つの規則
-    （長さ、文字 1〜3-gram）の正解率（value）で、偏りが大きければ warning になります。
+    severity は error・warning・info、rows は行の番号（0 から）です。info は、内容を読まない二つの規則（長さ、文字
+    1〜3-gram）の正解率（value）で、偏りが大きければ warning になります。
     """
-    raw = [pairs[name][:] for name in PAIR_COLUMNS]  # [:] で一度に取り出すと、一行ずつ読むより何倍も速い
-    texts = [list(map(_normalized, column)) for column in raw]
-    rows = _row_faults(list(zip(*texts, strict=True)))
-    garbled = (any(GARBLED.search(text or "") for text in row) for row in zip(*raw, strict=True))
-    rows["garbled"] = [i for i, found in enumerate(garbled) if found]
-    facts = {"max_length": max_length}
+    faults, facts = token_faults(pairs, tokenizer, max_length)
+    faults |= text_faults(pairs)
     with contextlib.suppress(HelperError):  # 分けられないデータは train が断る
-        held_out = _held_out_rows(pairs, eval_fraction, seed)
-        rows["leak"] = _leaks(texts[0], held_out)
-        facts |= _rule_accuracies(texts[1], texts[2], held_out)
-    rows |= _token_faults(pairs, tokenizer, max_length, facts)
+        held_out = held_out_rows(pairs, eval_fraction, seed)
+        keys = list(map(question_key, pairs["prompt"]))
+        seen = {key for i, key in enumerate(keys) if i not in held_out}
+        faults["leak"] = [i in held_out and key in seen for i, key in enumerate(keys)]
+        facts |= rule_accuracies(pairs, held_out)
     found = []
     for name, (severity, advice) in AUDIT.items():
-        if rows.get(name) or name in facts:
+        rows = [i for i, wrong in enumerate(faults.get(name, [])) if wrong]
+        if rows or name in facts:
             biased = name in facts and facts[name] > (0.6 if name == "length_rule" else 0.9) and len(pairs) >= 100
-            count = len(rows.get(name, []))
             found.append({
-                "check": name, "severity": "warning" if biased else severity, "count": count,
-                "share": count / len(pairs), "rows": rows.get(name, [])[:5], "value": facts.get(name),
+                "check": name, "severity": "warning" if biased else severity, "count": len(rows),
+                "share": len(rows) / len(pairs), "rows": rows, "value": facts.get(name),
                 "advice": advice.format(**facts) + (RULE_ADVICE if biased else ""),
             })  # fmt: skip
     return found
 
 
-def _normalized(text) -> str:
+JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠々]")
+GARBLED = re.compile(  # 置き換え文字と制御文字、UTF-8 を CP932 や Latin-1 として読んだときに並ぶ文字
+    r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|(?:[縺繧繝譁][^\s]?){2}|[ãÃâ][\x80-\u2122]"
+)
+
+
+def text_faults(pairs) -> dict[str, list[bool]]:
+    """文字を見ればわかる誤りが、行ごとにあるかどうかです。"""
+    raw = pd.DataFrame({name: pairs[name][:] for name in PAIR_COLUMNS}).fillna("")
+    table = raw.map(normalized)
+    table["prompt"] = table["prompt"].map(bare_question)
+    rows, equal = list(table.itertuples(index=False, name=None)), table["chosen"] == table["rejected"]
+    flipped = {(prompt, rejected, chosen) for prompt, chosen, rejected in rows}
+    return {
+        "empty": (table == "").any(axis=1), "equal": equal & (table["chosen"] != ""), "duplicate": table.duplicated(),
+        "contradiction": [row in flipped and row[1] != row[2] for row in rows],
+        "prompt_in_answer": [len(p) >= 8 and (p in chosen or p in rejected) for p, chosen, rejected in rows],
+        "no_japanese": (table["chosen"] != "") & ~table["chosen"].str.contains(JAPANESE),
+        "garbled": [any(map(GARBLED.search, row)) for row in raw.itertuples(index=False, name=None)],
+    }  # fmt: skip
+
+
+def normalized(text) -> str:
     """空白と、全角・半角などの表し方の違い（Unicode NFKC）をそろえます。"""
     return " ".join(unicodedata.normalize("NFKC", text or "").split())
 
 
-JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠々]")
-GARBLED = re.compile(  # 置き換え文字と制御文字、UTF-8 を CP932 や Latin-1 として読んだときに並ぶ文字
-    r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|([縺繧繝譁][^\s]?){2}|[ãÃâ][\x80-\u2122]"
-)
+def question_key(prompt) -> str:
+    return re.sub(r"(?<![a-z])[+#.]|[^\w+#.]", "", normalized(prompt).lower())  # C と C++ と C# は区別する
 
 
-def _row_faults(rows: list[tuple[str, str, str]]) -> dict[str, list[int]]:
-    """一行か二行を見ればわかる誤りです。rows は整えた (prompt, chosen, rejected) です。"""
-    faults, present, seen = {name: [] for name in AUDIT}, set(rows), set()
-    for i, (prompt, chosen, rejected) in enumerate(rows):
-        question = prompt.removeprefix("質問: ").removesuffix("回答:").strip()
-        checks = {
-            "empty": not (question and chosen and rejected),
-            "equal": bool(chosen) and chosen == rejected,
-            "duplicate": (prompt, chosen, rejected) in seen,
-            "contradiction": (prompt, rejected, chosen) in present and chosen != rejected,
-            "prompt_in_answer": len(question) >= 8 and (question in chosen or question in rejected),
-            "no_japanese": bool(chosen) and not JAPANESE.search(chosen),
-        }
-        for name, wrong in checks.items():
-            if wrong:
-                faults[name].append(i)
-        seen.add((prompt, chosen, rejected))
-    return faults
+def rule_accuracies(pairs, held_out: set[int], most: int = 5000) -> dict:
+    """内容を読まない二つの規則の正解率です（引き分けは半分）。n-gram は検証用の most ペアまでで測ります。
 
-
-def _leaks(prompts: list[str], held_out: set[int]) -> list[int]:
-    """検証用の行のうち、記号と空白を除いた質問が、学習用のどれかと同じものです。"""
-    keys = [_question_key(prompt) for prompt in prompts]
-    seen = {key for i, key in enumerate(keys) if i not in held_out}
-    return [i for i in sorted(held_out) if keys[i] in seen]
-
-
-def _question_key(prompt) -> str:
-    return re.sub(r"(?<![a-z])[+#.]|[^\w+#.]", "", _normalized(prompt).lower())  # C と C++ と C# は区別する
-
-
-def _rule_accuracies(chosen: list[str], rejected: list[str], held_out: set[int], most: int = 5000) -> dict:
-    """内容を読まない二つの規則の正解率です（引き分けは半分）。長さは全部の対、n-gram は検証用の most 対までで測ります。
-
-    文字 n-gram の規則は、学習用の対での出やすさの対数比を足して、大きいほうを選びます（ナイーブベイズ）。
+    文字 n-gram の規則は、学習用のペアでの出やすさの対数比を足して、大きいほうを選びます（ナイーブベイズ）。
     """
-    gaps = [len(c) - len(r) for c, r in zip(chosen, rejected, strict=True)]
-    lengths = list(map(len, chosen)), list(map(len, rejected))
-    spread = math.sqrt(sum(map(_variance, lengths)) / 2) or 1.0
-    grams = lambda text: {text[i : i + n] for n in (1, 2, 3) for i in range(len(text) - n + 1)}  # noqa: E731
+    answers = [tuple(map(normalized, answers)) for answers in zip(pairs["chosen"], pairs["rejected"], strict=True)]
     counts = Counter(), Counter()
-    for i in [i for i in range(len(chosen)) if i not in held_out][:most]:
-        counts[0].update(grams(chosen[i]))
-        counts[1].update(grams(rejected[i]))
+    for pair in [pair for i, pair in enumerate(answers) if i not in held_out][:most]:
+        for count, text in zip(counts, pair, strict=True):
+            count.update(char_grams(text))
     weight = {gram: math.log((counts[0][gram] + 1) / (counts[1][gram] + 1)) for gram in counts[0] | counts[1]}
-    points = lambda text: sum(weight.get(gram, 0.0) for gram in grams(text))  # noqa: E731
-    margins = [points(chosen[i]) - points(rejected[i]) for i in sorted(held_out)[:most]]
-    share = lambda values: sum((v > 0) + (v == 0) / 2 for v in values) / len(values)  # noqa: E731
-    longer = share(gaps)
-    return {"length_rule": max(longer, 1 - longer), "longer": "長い" if longer >= 0.5 else "短い",
-            "cohens_d": sum(gaps) / len(gaps) / spread, "ngram_rule": share(margins)}  # fmt: skip
+    points = [[sum(weight.get(gram, 0.0) for gram in char_grams(text)) for text in answers[i]]
+              for i in sorted(held_out)[:most]]  # fmt: skip
+    longer, grams = (sum((left > right) + (left == right) / 2 for left, right in table) / len(table)
+                     for table in ([list(map(len, pair)) for pair in answers], points))  # fmt: skip
+    return {"length_rule": max(longer, 1 - longer), "longer": "長い" if longer >= 0.5 else "短い", "ngram_rule": grams}
 
 
-def _variance(values: list[int]) -> float:
-    mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values) / len(values)
+def char_grams(text: str) -> set[str]:
+    return {text[i : i + n] for n in (1, 2, 3) for i in range(len(text) - n + 1)}
 
 
-def _token_faults(pairs, tokenizer, max_length: int, facts: dict, sample: int = 1000) -> dict[str, list[int]]:
-    """トークンに直すとわかる誤りです。facts に最長の長さ longest を入れます。往復は最初の sample 対で見ます。"""
-    faults = {"no_room": [], "over_long": [], "boundary": [], "round_trip": []}
-    facts["longest"] = 0
-    for start in range(0, len(pairs), sample):
-        batch = pairs[start : start + sample]
-        texts = [model_texts(batch["prompt"], batch[side], tokenizer) for side in ("chosen", "rejected")]
-        prompts = tokenizer([question for question, _ in texts[0]])["input_ids"]
-        sides = [tokenizer(list(map("".join, each)))["input_ids"] for each in texts]
-        for i, (prompt, chosen, rejected) in enumerate(zip(prompts, *sides, strict=True), start):
-            longest = max(len(chosen), len(rejected))
-            facts["longest"] = max(facts["longest"], longest)
-            joined = all(ids[: len(prompt)] == prompt for ids in (chosen, rejected))
-            for name, wrong in (("no_room", len(prompt) >= max_length), ("over_long", longest > max_length),
-                                ("boundary", not joined)):  # fmt: skip
-                if wrong:
-                    faults[name].append(i)
-        if start == 0:
-            whole = [p + a for p, a in zip(batch["prompt"], batch["chosen"], strict=True)]
-            ids = tokenizer(whole)["input_ids"]
-            back = tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            same = (_question_key(b) == _question_key(w) for b, w in zip(back, whole, strict=True))
-            faults["round_trip"] = [i for i, equal in enumerate(same) if not equal]
-    return faults
-
-
-def token_lengths(pairs, tokenizer) -> dict[str, list[int]]:
-    """質問と回答と終わりの印（EOS）を合わせたトークン数を、{"chosen": [...], "rejected": [...]} で返します。"""
-    lengths = {}
-    for side in ("chosen", "rejected"):
-        texts = model_texts(pairs["prompt"][:], pairs[side][:], tokenizer)
-        lengths[side] = list(map(len, tokenizer(list(map("".join, texts)))["input_ids"]))
-    return lengths
+def token_faults(pairs, tokenizer, max_length: int) -> tuple[dict, dict]:
+    """(トークンに直すとわかる誤りが行ごとにあるかどうか, 説明に使う値) です。"""
+    rows = [{name: text or "" for name, text in row.items()} for row in pairs.select_columns(PAIR_COLUMNS)]
+    ids = [tokenize_pair(row, tokenizer) for row in rows]
+    prompts = [len(prompt_tokens(row["prompt"], tokenizer)) for row in rows]
+    lengths = [len(each["prompt_ids"]) + max(len(each["chosen_ids"]), len(each["rejected_ids"])) for each in ids]
+    back = [tokenizer.decode(tokenizer(row["chosen"])["input_ids"], skip_special_tokens=True) for row in rows]
+    return {
+        "no_room": [length >= max_length for length in prompts],
+        "over_long": [length > max_length for length in lengths],
+        "boundary": [len(each["prompt_ids"]) < length for each, length in zip(ids, prompts, strict=True)],
+        "round_trip": [question_key(b) != question_key(row["chosen"]) for b, row in zip(back, rows, strict=True)],
+    }, {"max_length": max_length, "longest": max(lengths)}  # fmt: skip
 
 
 def finding_text(found: dict) -> str:
-    """`audit_pairs` の一つを、一文にします。対は 1 から数えます（見出しの行は数えません）。"""
+    """`audit_pairs` の一つを、一文にします。ペアは 1 から数えます（見出しの行は数えません）。"""
     if not found["count"]:
         return found["advice"]
-    more = "など" if found["count"] > len(found["rows"]) else ""
-    rows = "、".join(str(i + 1) for i in found["rows"]) + f" 件目{more}"
+    rows = "、".join(str(i + 1) for i in found["rows"][:5]) + (" 件目など" if found["count"] > 5 else " 件目")
     return f"{rows}（計 {found['count']} 件、{found['share']:.1%}）: {found['advice']}"
 
 
 def refuse_errors(findings: list[dict]) -> None:
     """点検で error が見つかっていたら、HelperError にします。"""
     if errors := [finding_text(found) for found in findings if found["severity"] == "error"]:
-        raise HelperError(f"データを学習に使えません。{''.join(errors)}")
-
-
-def audit_table(findings: list[dict]):
-    """`audit_pairs` の結果の表です。"""
-    import pandas as pd
-
-    names = {"error": "誤り", "warning": "注意", "info": "参考"}
-    order = sorted(findings, key=lambda found: list(names).index(found["severity"]))
-    return pd.DataFrame([{"重さ": names[found["severity"]], "見つけたこと": finding_text(found)} for found in order])
+        raise HelperError("bad_data", errors="".join(errors))
 
 
 def repair(pairs):
-    """安全に直せるものだけを直し、(直した対, 変えたことの表) を返します。
+    """安全に直せるものだけを直し、(直したペア, 変えたことの表) を返します。
 
-    前後と行末の空白を除き、文字の表し方を Unicode NFC にそろえ、質問と二つの回答が同じ対を一つにします。
+    前後と行末の空白を除き、文字の表し方を Unicode NFC にそろえ、質問と二つの回答が同じペアを一つにします。
     """
-    import pandas as pd
-    from datasets import Dataset
-
-    kept, changes, seen = [], [], {}
-    for i, row in enumerate(pairs, 1):
-        clean = {name: _tidy(text) if name in ("chosen", "rejected") else text for name, text in row.items()}
-        clean["prompt"] = as_prompt(_tidy(row["prompt"])) if _tidy(row["prompt"]) else ""
-        key = tuple(clean[name] for name in PAIR_COLUMNS)
-        if key in seen:
-            changes.append((i, f"{seen[key]} 件目と同じなので除きました"))
-            continue
-        seen[key] = i
-        changes += [(i, f"{name} の空白か文字を整えました") for name in PAIR_COLUMNS if clean[name] != row[name]]
-        kept.append(clean)
-    return Dataset.from_list(kept), pd.DataFrame(changes, columns=["件目", "変えたこと"])
+    before = pairs.to_pandas()
+    table = before.assign(**{name: before[name].map(tidy) for name in PAIR_COLUMNS})
+    table["prompt"] = table["prompt"].map(lambda prompt: as_prompt(prompt) if prompt else "")
+    again, edited = table.duplicated(PAIR_COLUMNS), (table != before)[PAIR_COLUMNS].any(axis=1)
+    changes = table.assign(件目=table.index + 1, 変えたこと="空白か文字を整えました")
+    changes.loc[again, "変えたこと"] = "前の行と同じなので除きました"
+    changes = changes.loc[again | edited, ["件目", "変えたこと"]]
+    return datasets.Dataset.from_pandas(table[~again], preserve_index=False), changes
 
 
-def _tidy(text) -> str:
+def tidy(text) -> str:
     return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text or "").strip().split("\n"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# モデル
+# ======== モデル
 
 OFFLINE_TINY = "offline-tiny"
 
 
-def load_model(config: Config, watch=None):
+def load_model(config: Config, show=None):
     """(モデル, トークナイザ) を返します。重みは float32 です。"offline-tiny" なら、その場で小さなモデルを作ります。
 
-    DialoGPT-small の配布ファイルは fp16 で、そのまま読むと fp16 の学習が「Attempting to unscale FP16 gradients」で
-    止まるため、dtype を明示します。
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if config.base_model == OFFLINE_TINY:
-        source = Path(config.output_dir) / "base"
-        if not source.is_dir():
-            return _build_tiny(config, watch)
-    else:
-        source = config.base_model
-    advice = f"フォルダ {source} を消して、もう一度実行してください。" if source != config.base_model else (
-        "名前のつづりとネットワークを確かめるか、手元のモデルのフォルダ、または "
-        "base_model=offline-tiny（ネットワーク不要）を指定してください。"
-    )
-    with _explained(f"モデル {source} を読み込めませんでした", advice), _quiet():
-        safe = {"trust_remote_code": False}  # モデルに付いてきたプログラムは、実行しない
-        tokenizer = AutoTokenizer.from_pretrained(source, **safe)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **safe)
+    DialoGPT-small の配布ファイルは fp16 で、dtype を明示しないと fp16 のまま読まれ、学習が止まります。"""
+    refuse_unsupported_gpu()
+    source = config.base_model if config.base_model != OFFLINE_TINY else config.folder / "base"
+    if config.base_model == OFFLINE_TINY and not source.is_dir():
+        return build_tiny(config, show)
+    with explained("model", name=source):  # モデルに付いてきたプログラムは、実行しない
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
     if tokenizer.eos_token is None:
-        raise HelperError(f"モデル {config.base_model} に、終わりの印（EOS）がありません。別のモデルにしてください。")
+        raise HelperError("no_eos", name=source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     limit = getattr(model.config, "max_position_embeddings", config.max_length)
     if config.max_length > limit:
-        raise HelperError(f"max_length が {config.max_length} です。このモデルの上限 {limit} 以下にしてください。")
-    gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return model.to(gpu if torch.cuda.is_available() else "cpu"), tokenizer
+        raise HelperError("range", name="max_length", value=config.max_length, least=16, most=limit)
+    return model.to(processes().device), tokenizer
 
 
-def model_texts(prompts, answers, tokenizer) -> list[tuple[str, str]]:
-    """(質問, 回答) の組を、モデルに渡す文字列に直します。続ければ一つの文になり、回答は終わりの印（EOS）を含みます。
-
-    会話の役割（role）を使うチャットテンプレートがあれば、質問の文だけを取り出して、それに従います。なければ
-    `質問: …\n回答:` のままです（DialoGPT のテンプレートには、役割がありません）。
-    """
-    texts = zip(prompts, answers, strict=True)
-    if _has_roles(tokenizer):
-        texts = (_in_template(_bare(prompt), answer, tokenizer) for prompt, answer in texts)
-    eos = tokenizer.eos_token
-    return [(question, answer if answer.endswith(eos) else answer + eos) for question, answer in texts]
+def processes():
+    """`accelerate launch` などで並べた、このプロセスの番号と数とデバイスです（accelerate の PartialState）。"""
+    return accelerate.PartialState()
 
 
-def _has_roles(tokenizer) -> bool:
+def as_prompt(question: str) -> str:
+    """質問を、学習で使う `質問: …\n回答:` の形に整えます。"""
+    return f"質問: {bare_question(question)}\n回答:"
+
+
+def bare_question(question: str) -> str:
+    """質問の文だけにします。"""
+    return re.sub(r"\A\s*質問\s*[:：]|\s*回答\s*[:：]\s*\Z", "", question).strip()
+
+
+def has_roles(tokenizer) -> bool:
+    """会話の役割（role）を使うチャットテンプレートがあるかどうかです（DialoGPT のものは、役割を使いません）。"""
     return "role" in (tokenizer.chat_template or "")
 
 
-def _in_template(question: str, answer: str, tokenizer) -> tuple[str, str]:
-    render = partial(tokenizer.apply_chat_template, tokenize=False, enable_thinking=False)
-    messages = [{"role": "user", "content": question}]
-    start = render(messages, add_generation_prompt=True)
-    whole = render([*messages, {"role": "assistant", "content": answer}]).rstrip()
-    if not whole.startswith(start):
-        raise HelperError(
-            "このモデルのチャットテンプレートでは、質問までの文字列が、回答を付けると変わります。ほかのモデルを指定してください。"
-        )
-    answer, bos = whole[len(start) :], tokenizer.bos_token
-    if bos and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:  # BOS は、トークナイザが付ける
-        start = start.removeprefix(bos)
-    return start, answer
+def training_rows(pairs, tokenizer):
+    """TRL の Trainer に渡す、prompt・chosen・rejected の Dataset です。
 
-
-def lora_table(model, r: int):
-    """LoRA が足す行列の大きさの表です。in × out の線形層一つに、A (r, in) と B (out, r) で r × (in + out) 個です。"""
-    import pandas as pd
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    rows = {}
-    for name, module in model.named_modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not model.get_output_embeddings():
-            shape = module.weight.shape if isinstance(module, Conv1D) else module.weight.shape[::-1]  # (in, out)
-            kind = (re.sub(r".*\.\d+\.", "", name), *shape)
-            rows[kind] = rows.get(kind, 0) + 1
-    table = pd.DataFrame([(*kind, count) for kind, count in rows.items()], columns=["layer", "in", "out", "count"])
-    return table.assign(lora_parameters=r * (table["in"] + table["out"]) * table["count"])
-
-
-def _build_tiny(config: Config, watch=None):
-    """約 150 万パラメータの GPT-2 と 3,000 語の BPE を、builtin の対の全文から作ります（2 コアの CPU で 1 分ほど）。
-
-    事前学習済みモデルの代わりです。chosen と rejected を区別せずに読ませ、どちらがよいかの印は与えません。
-    種は data_seed だけなので、学習の種を変えても同じモデルになります。
+    役割を使うチャットテンプレートがあれば会話の形に（TRL がテンプレートを当てます）、なければ文字列のままにします。
     """
-    import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+    rows = pairs.select_columns(PAIR_COLUMNS)
+    return rows.map(as_messages) if has_roles(tokenizer) else rows
 
+
+def as_messages(row: dict) -> dict:
+    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    texts = row | {"prompt": bare_question(row["prompt"])}
+    messages = {name: [{"role": role, "content": texts[name]}] for name, role in roles.items()}
+    return messages | {"chat_template_kwargs": {"enable_thinking": False}}
+
+
+def prompt_tokens(prompt: str, tokenizer) -> list[int]:
+    """質問のトークン番号です。回答は、この続きから始まります。"""
+    return tokenize_pair({"prompt": prompt, "chosen": "。", "rejected": ""}, tokenizer, whole_prompt=True)["prompt_ids"]
+
+
+def tokenize_pair(row: dict, tokenizer, whole_prompt: bool = False) -> dict[str, list[int]]:
+    """ペアを {prompt_ids, chosen_ids, rejected_ids} のトークン番号にします。TRL の DPOTrainer と同じ分け方です。
+
+    回答は EOS で終わります。質問の終わりと回答の初めが一つのトークンになるときは、質問のうち、どちらの回答を続けても
+    変わらない所までを prompt_ids とします（whole_prompt なら、質問の全体）。
+    """
+    if has_roles(tokenizer):
+        row = as_messages(row)
+        template = partial(tokenizer.apply_chat_template, return_dict=True, enable_thinking=False)
+        with explained("template"):
+            prompt = template(row["prompt"], add_generation_prompt=True)["input_ids"]
+            whole = [template(row["prompt"] + row[side])["input_ids"] for side in ("chosen", "rejected")]
+    else:
+        ends = [row[side].removesuffix(tokenizer.eos_token) + tokenizer.eos_token for side in ("chosen", "rejected")]
+        prompt, *whole = tokenizer([row["prompt"], *(row["prompt"] + end for end in ends)])["input_ids"]
+    start = len(prompt) if whole_prompt else min(len(os.path.commonprefix([prompt, ids])) for ids in whole)
+    return {"prompt_ids": prompt[:start], "chosen_ids": whole[0][start:], "rejected_ids": whole[1][start:]}
+
+
+def build_tiny(config: Config, show=None):
+    """約 150 万パラメータの GPT-2 と 3,000 語の BPE を作り、builtin のペアの両方の回答を、区別せずに読ませます。"""
     pairs = build_pairs(3000, config.data_seed, config.eval_fraction)
-    texts = [(p, p + a) for side in ("chosen", "rejected") for p, a in zip(pairs["prompt"], pairs[side], strict=True)]
-    tokenizer = _tiny_tokenizer([text for _, text in texts])
-    set_seed(config.data_seed)
-    size = GPT2Config(
+    prompts, answers = pairs["prompt"][:] * 2, pairs["chosen"][:] + pairs["rejected"][:]
+    tokenizer = tiny_tokenizer([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+    transformers.set_seed(config.data_seed)
+    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # 短い時間で文を覚えさせるため、使わない
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=len(tokenizer), n_positions=256, n_embd=192, n_layer=2, n_head=4,
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,  # 短い時間で文を覚えさせるため、dropout は使わない
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(size).to(torch.float32)
-    prompts = [len(ids) for ids in tokenizer([prompt for prompt, _ in texts])["input_ids"]]
-    ids = tokenizer([text + tokenizer.eos_token for _, text in texts])["input_ids"]
-    _pretrain(model, list(zip(prompts, ids, strict=True)), config.data_seed, watch)
-    return model, tokenizer
+        activation_function="gelu_pytorch_tanh", **dropout, **ends,
+    ))  # fmt: skip
+    starts = list(map(len, tokenizer(prompts)["input_ids"]))
+    ids = tokenizer([p + a + tokenizer.eos_token for p, a in zip(prompts, answers, strict=True)])["input_ids"]
+    pretrain(model, list(zip(starts, ids, strict=True)), config.data_seed, show)
+    return model.to(processes().device), tokenizer
 
 
-def _pretrain(model, texts: list, seed: int, watch=None, epochs=4, batch_size=16, learning_rate=4e-3) -> None:
-    """回答の次の語を当てる学習です。texts は (質問のトークン数, 質問と回答のトークン番号) のリストです。
+def pretrain(model, texts: list, seed: int, show=None, epochs: int = 4, batch_size: int = 16) -> None:
+    """回答の次のトークンを当てる学習です。texts は (質問のトークン数, 質問と回答のトークン番号) のリストです。
 
-    Trainer を使わないのは時間のためです。128 文ごとに長さをそろえて詰め物を減らすと、Trainer の半分ほどの
-    時間で済みました。損失は回答の位置だけで計算し、質問の分の計算を省きます。
-    """
-    import torch
-
+    Trainer の半分ほどの時間で済むように、長さをそろえてパディングを減らし、回答の位置だけで損失を計算します。"""
     rng, steps = random.Random(seed), epochs * math.ceil(len(texts) / batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0, fused=True)
-    shape = lambda i: min(10 * (i + 1) / steps, (steps - i) / (0.9 * steps))  # noqa: E731  一割で上げ、直線で下げる
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, shape)
-    batches, started = [], time.perf_counter()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0, fused=True)
+    schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
+    batches = []
     for step in range(1, steps + 1):
-        if not batches:
-            order = rng.sample(texts, len(texts))
-            groups = [order[i : i + 8 * batch_size] for i in range(0, len(order), 8 * batch_size)]
-            groups = [sorted(group, key=lambda text: len(text[1])) for group in groups]
-            batches = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
-            rng.shuffle(batches)
+        batches = batches or batches_by_length(texts, batch_size, rng)
         starts, ids = zip(*batches.pop(), strict=True)
-        ids = [torch.tensor(i) for i in ids]
-        ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1)  # (B, T)
+        ids = pad_tokens(ids)  # (B, T)
         answer = (ids[:, 1:] >= 0) & (torch.arange(1, ids.shape[1]) >= torch.tensor(starts)[:, None])  # (B, T-1)
         hidden = model.transformer(ids.clamp(min=0), use_cache=False).last_hidden_state[:, :-1]
         loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[answer]), ids[:, 1:][answer])
@@ -1266,952 +829,521 @@ def _pretrain(model, texts: list, seed: int, watch=None, epochs=4, batch_size=16
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        if watch:
-            rate = step / (time.perf_counter() - started)
-            watch({"phase": "元のモデル", "step": step, "steps": steps, "loss": loss.item(),
-                   "seconds_left": (steps - step) / rate, "pairs_per_second": rate * batch_size}, [])  # fmt: skip
+        if show:
+            show(f"元のモデル {step}/{steps}  損失 {loss.item():.2f}", [], steps)
 
 
-def _tiny_tokenizer(texts: list[str]):
+def pad_tokens(ids):
+    """長さの違うトークン番号を、右を -1 で埋めた一つのテンソル (B, T) にします。"""
+    return torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, ids)), batch_first=True, padding_value=-1)
+
+
+def batches_by_length(texts: list, batch_size: int, rng) -> list[list]:
+    """並べ替えた texts を、長さの近いものどうしのバッチに分けます。"""
+    order = rng.sample(texts, len(texts))
+    groups = [order[i : i + 8 * batch_size] for i in range(0, len(order), 8 * batch_size)]
+    groups = [sorted(group, key=lambda text: len(text[1])) for group in groups]
+    batches = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def tiny_tokenizer(texts: list[str]):
     """バイト単位の BPE です。漢字・ひらがな・カタカナ・英字の境目で先に区切ります。
 
     区切らないと「過学習とは何」のような塊が一語になり、質問の中の概念名と回答の中の概念名が別の語になってしまいます。
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     scripts = Regex(r"\p{Han}+|\p{Hiragana}+|[\p{Katakana}ー]+|[A-Za-z]+|\d+|.")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(scripts, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
     bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet, end = pre_tokenizers.ByteLevel.alphabet(), "<|endoftext|>"
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=3000, initial_alphabet=alphabet, special_tokens=["<|endoftext|>", "<|pad|>"], show_progress=False
+        vocab_size=3000, initial_alphabet=alphabet, special_tokens=[end, "<|pad|>"], show_progress=False
     ))  # fmt: skip
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>", pad_token="<|pad|>"
-    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=end, eos_token=end, pad_token="<|pad|>")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 学習
-
-ADAPTERS = ("base", "warmup", "dpo")  # 比べる三つのモデル: 元のまま、SFT のあと（DPO の参照モデル）、DPO のあと
+# ======== 学習: LoRA → SFT → DPO。ノートブックのセルと同じ引数を作ります（違えばテストが落ちます）。
 
 
-TIMING = ("train_seconds", "total_seconds", "pairs_per_second", "peak_memory_gb", "resumed_from_step")
+def lora_config(config: Config, model):
+    """LoRA の設定（`peft.LoraConfig`）です。dropout は DPO では効かない（TRL が止める）ので、SFT でも 0 にします。"""
+    return peft.LoraConfig(
+        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules="all-linear",
+        fan_in_fan_out="gpt2" in model.config.model_type,  # GPT-2 の線形層（Conv1D）は、重みを転置して持つ
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
+    """SFTConfig と DPOConfig に共通の、学習の段取りの引数です。phase は "sft" か "dpo" です。
+
+    計算は、CPU でもどの GPU でも float32 です。fp16 は勾配のあふれたステップを飛ばし、bf16 は損失の初めの値がずれます。
+    """
+    on_gpu = torch.cuda.is_available()
+    newer = "activation_checkpointing" in {f.name for f in fields(transformers.TrainingArguments)}  # 5.2x からの名前
+    return {
+        "activation_checkpointing" if newer else "gradient_checkpointing": config.gradient_checkpointing,
+        "output_dir": str(config.folder / "checkpoints" / phase), "run_name": config.folder.name, "seed": config.seed,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": config.effective_batch_size // (batch_size * processes().num_processes),
+        "learning_rate": config.learning_rate, "lr_scheduler_type": "linear", "warmup_steps": 0.1,
+        "max_grad_norm": config.max_grad_norm, "max_length": config.max_length,
+        "bf16": config.bf16, "fp16": False, "tf32": has_tf32() or None,
+        "dataloader_pin_memory": on_gpu, "disable_tqdm": True,
+        "report_to": config.report_to if phase == "dpo" else "none",
+        "logging_steps": 1, "logging_nan_inf_filter": False,  # NaN を 0 と記録させない
+        "save_strategy": "steps", "save_steps": 50, "save_total_limit": 2,
+    }  # fmt: skip
+
+
+def sft_args(config: Config, batch_size: int):
+    """SFT の引数（`trl.SFTConfig`）です。"""
+    return trl.SFTConfig(**trainer_options(config, "sft", batch_size), num_train_epochs=config.sft_epochs)
+
+
+def dpo_args(config: Config, batch_size: int):
+    """DPO の引数（`trl.DPOConfig`）です。損失は、選好の損失 + sft_weight × よい回答の SFT の損失です。"""
+    return trl.DPOConfig(
+        **trainer_options(config, "dpo", batch_size), num_train_epochs=config.num_train_epochs, beta=config.beta,
+        loss_type=[config.loss_type, "sft"], loss_weights=[1.0, config.sft_weight],
+        label_smoothing=config.label_smoothing,
+        precompute_ref_log_probs=True, precompute_ref_batch_size=8 * batch_size, train_sampling_strategy="sequential",
+    )  # fmt: skip
+
+
+def train_sft(batch_size: int, config: Config, model, tokenizer, pairs, callbacks=()):
+    """よい回答（chosen）をまねさせます。終わった `trl.SFTTrainer` を返します。"""
+    rows = training_rows(pairs, tokenizer).remove_columns("rejected").rename_column("chosen", "completion")
+    args = sft_args(config, batch_size)
+    trainer = trl.SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks])
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    return trainer
+
+
+def train_dpo(batch_size: int, config: Config, model, tokenizer, pairs, callbacks=()):
+    """DPO で学習します。損失は論文の式 (7) です。終わった `trl.DPOTrainer` を返します。"""
+    rows, args = training_rows(pairs, tokenizer), dpo_args(config, batch_size)
+    trainer = trl.DPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks])
+    trainer.remove_callback(transformers.PrinterCallback)
+    model.delete_adapter("ref")  # 参照モデル（学習前の写し）の計算は済んだ。残すと、続きから読めない版がある
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    return trainer
+
+
+def fit_memory(train_phase, model, config: Config, report=print):
+    """train_phase(マイクロバッチ) を、1 ステップで使うペアすべてを一度に計算する大きさで呼び、その返り値を返します。
+
+    メモリが足りなければ、アダプタを初めの重みに戻し、マイクロバッチを減らして（勾配累積を増やして）呼び直します。
+    """
+    start = {name: weight.clone() for name, weight in peft.get_peft_model_state_dict(model).items()}
+    batch = config.effective_batch_size // processes().num_processes
+    sizes = [size for size in range(batch, 0, -1) if batch % size == 0]
+
+    def attempt(batch_size):
+        if batch_size < batch:
+            report(say("less_memory", size=batch_size, times=batch // batch_size))
+            if "ref" in model.peft_config:
+                model.delete_adapter("ref")
+            peft.set_peft_model_state_dict(model, start)
+        try:
+            return train_phase(batch_size)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch_size == 1 or processes().num_processes > 1:  # ほかのプロセスは、知らずに待っている
+                raise HelperError("no_memory") from error
+            raise RuntimeError("CUDA out of memory.") from error  # accelerate が見分けられる形にそろえる
+
+    return accelerate.utils.find_executable_batch_size(attempt, batch, partial(next, iter(sizes[1:])))()
 
 
 @dataclass
 class Run:
-    """一回の実行の結果です。model は学習済みのアダプタ default と、参照モデルのアダプタ ref を持ちます。"""
+    """1 回の実行の結果です。model は、DPO のあと（default）と SFT のあと（sft）の二つのアダプタを持ちます。"""
 
     config: Config
-    folder: Path
     model: object
     tokenizer: object
-    train_pairs: object
+    train_pairs: object  # 学習した順
     eval_pairs: object
-    history: list  # TRL のログ。一回の更新ごとに一行（loss, rewards/margins など）
+    history: list  # TRL のログ。1 ステップに 1 行（loss, rewards/margins など）
     timing: dict  # 秒数・速さ・メモリ
+    reference: object = None  # 学習用のペアの参照モデルの対数確率（chosen, rejected）。形は (ペアの数, 2)
     metrics: dict = field(default_factory=dict)
-    scores: object = None  # pandas.DataFrame。一対につき一行
+    scores: object = None  # pandas.DataFrame。1 ペアに 1 行
     answers: object = None  # pandas.DataFrame。検証用の質問への、三つのモデルの回答
-    lock: object = None
+
+    @property
+    def folder(self) -> Path:
+        return self.config.folder
 
 
-def train(config: Config, pairs=None, watch=None, base=None, report=None, drive=None) -> Run:
-    """SFT で下地を作り、DPO で学習して、結果を `Run` で返します。途中で切れた実行は、同じ設定で呼べば続きから進みます。
+def train(config: Config, pairs=None, base=None, callbacks=(), drive=None, report=print) -> Run:
+    """SFT と DPO で学習して、結果を `Run` で返します。途中で切れた実行は、同じ設定で呼べば続きから進みます。
 
-    pairs を省くと config.dataset を使います。watch(status, history) は更新のたびに呼ばれます（`progress_bar` 参照）。
-    base は `load_model` の返り値で、読み込み済みなら渡します。report には、データなどの注意を一文ずつ渡します。
-    drive は途中経過をコピーするフォルダ（`connect_drive`）です。
-    終わっている実行なら、保存した結果を返します。
-    使えない設定・データ・モデル・フォルダは HelperError で、そのときフォルダは作られません。
+    base は `load_model` の返り値、callbacks は Trainer に渡すもの、drive は `connect_drive` のフォルダ、report は注意を
+    受け取る関数です。終わった実行なら、保存した結果を返します。使えない設定は HelperError で、フォルダは作りません。
     """
-    started, config, folder = time.perf_counter(), config.resolved(), Path(config.output_dir)
-    if not _processes().is_main_process:  # 書くのと知らせるのは、0 番のプロセスだけ
-        watch, report, drive = None, report and (lambda text: None), None
+    config = config.resolved()
     pairs = prepare_pairs(config) if pairs is None else load_pairs(pairs)
-    train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
-    train_pairs = _flip(_share(train_pairs, config), config.label_noise, config.data_seed)
+    train_pairs, eval_pairs = training_pairs(pairs, config)
     if is_finished(config, pairs):
-        if report:
-            report("この設定の学習は終わっているので、保存した結果を使います。")
-        run = load_run(folder)
-        _show_end(watch, run.history, config, run.timing)
-        return run
-    _refuse_missing_tracker(config.report_to)
-    with _writing(folder):
-        base, tokenizer, lock = _begin(config, pairs, base, watch, report)
-        keep = _drive_keeper(folder, drive, report)
-        model, history, timing = _tune(base, tokenizer, train_pairs, config, watch, report, keep)
-    timing["total_seconds"] = time.perf_counter() - started
-    if timing["resumed_from_step"] == history[-1]["step"]:  # 更新は、前にすべて終わっていた
-        _show_end(watch, history, config, timing)
-    return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, lock=lock)
+        report(say("finished"))
+        return load_run(config.output_dir)
+    with disk_errors(config.folder):
+        model, tokenizer = begin_run(config, pairs, base, report)
+        inputs = {"config": config, "model": model, "tokenizer": tokenizer, "pairs": train_pairs,
+                  "callbacks": [recorder(config, drive, report), *callbacks]}  # fmt: skip
+        run_sft(partial(train_sft, **inputs), model, config, report)
+        trainer = fit_memory(partial(train_dpo, **inputs), model, config, report)
+        return finish_run(config, trainer, train_pairs, eval_pairs)
 
 
-def _begin(config: Config, pairs, base, watch, report) -> tuple:
-    """モデルを用意し、データを点検してから、フォルダを自分のものにします。並べたプロセスでは、0 番が先です。"""
-    import torch
-
-    folder, processes = Path(config.output_dir), _processes()
-    if processes.num_processes == 1 and torch.cuda.device_count() > 1:
-        raise HelperError(
-            f"GPU が {torch.cuda.device_count()} 個ありますが、プロセスは一つです。環境変数 CUDA_VISIBLE_DEVICES=0 で"
-            "一つだけ見せるか、accelerate launch で並べてください（README の「複数の GPU」）。"
-        )
-    if config.effective_batch_size % processes.num_processes:
-        raise HelperError(
-            f"一回の更新の {config.effective_batch_size} 対を {processes.num_processes} 個のプロセスに等分できません。"
-            "gradient_accumulation_steps を、プロセスの数の倍数にしてください。"
-        )
-    with processes.main_process_first():
-        if base is None or hasattr(base[0], "peft_config"):  # 止めた学習のあとの base は、もう LoRA を含んでいる
-            base = load_model(config, watch)
-        base, tokenizer = base
+def begin_run(config: Config, pairs, base, report) -> tuple:
+    """データを点検してフォルダを自分のものにし、(LoRA を付けたモデル, トークナイザ) を返します。"""
+    count, gpus = processes().num_processes, torch.cuda.device_count()
+    if config.report_to not in ("none", *(usable := transformers.integrations.get_available_reporting_integrations())):
+        raise HelperError("tracker", name=config.report_to, names="、".join(("none", *usable)))
+    if config.effective_batch_size % count or (count == 1 and gpus > 1):
+        raise HelperError("processes", gpus=gpus, count=count, batch=config.effective_batch_size)
+    with processes().main_process_first():  # 並べたプロセスでは、0 番が先に作って保存する
+        used = base is None or hasattr(base[0], "peft_config")  # 止めた学習のあとの base は、もう LoRA を含んでいる
+        model, tokenizer = load_model(config) if used else base
         findings = audit_pairs(pairs, tokenizer, config.max_length, config.eval_fraction, config.data_seed)
         refuse_errors(findings)
-        for found in findings:
-            if report and found["severity"] == "warning":
-                report(f"データの注意: {finding_text(found)}")
-        lock = processes.is_main_process and _claim_folder(folder, config, _identity(config, pairs))
-        if config.base_model == OFFLINE_TINY and not (folder / "base").is_dir():
-            _save_whole(folder / "base", base.save_pretrained, tokenizer.save_pretrained)
-            base, tokenizer = load_model(config)  # 続きから始めたときと同じ重みで進む
-    return base, tokenizer, lock
-
-
-def _refuse_missing_tracker(name: str) -> None:
-    from transformers.integrations import get_available_reporting_integrations
-
-    if name not in ("none", *(usable := get_available_reporting_integrations())):
-        raise HelperError(
-            f"report_to が {name!r} ですが、使えません（使えるもの: {'、'.join(('none', *usable))}）。そのパッケージを "
-            "pip install で加えるか、none を指定してください。"
-        )
-
-
-def _common_args(config: Config, folder, **options) -> dict:
-    """Transformers と TRL の Trainer に共通の指定です。options が優先します。"""
-    precision, _ = choose_precision()
-    return {
-        "output_dir": str(folder), "seed": config.seed, "learning_rate": config.learning_rate,
-        "max_grad_norm": config.max_grad_norm,
-        "lr_scheduler_type": "linear", "warmup_steps": 0.1, "gradient_checkpointing": False,
-        "bf16": precision == "bf16", "fp16": precision == "fp16", "use_cpu": precision == "fp32",
-        "dataloader_pin_memory": precision != "fp32", "logging_steps": 1,
-        "logging_nan_inf_filter": False, "report_to": "none",  # NaN を 0 と記録させない
-        "disable_tqdm": True, "save_strategy": "no",
-    } | options  # fmt: skip
-
-
-def _supervised(model, tokenizer, data, config: Config, watch, batching: dict) -> None:
-    """model を、その場で SFT します。data の列は prompt と completion です。"""
-    import tempfile
-
-    from transformers import PrinterCallback
-    from trl import SFTConfig, SFTTrainer
-
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
-        options = {"max_length": config.max_length, "num_train_epochs": config.sft_epochs} | batching
-        args = _common_args(config, folder, **options)
-        watcher = _watcher(watch, "SFT", config.effective_batch_size, {"peak_memory_gb": 0.0})
-        trainer = SFTTrainer(
-            model, args=SFTConfig(**args), train_dataset=data, processing_class=tokenizer, callbacks=[watcher]
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        _to_full_precision(trainer)
-
-
-def _to_full_precision(trainer) -> None:
-    """Accelerate が forward に付けた bf16・fp16 の包みを外し、保存したモデルと同じ float32 で採点します。"""
-    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-
-
-def prepare_pairs(config: Config, most: int | None = None):
-    """config.dataset の指す選好対を返します。most を超える分は、残す対を乱数で選んで除きます。"""
-    if config.dataset == "builtin":
-        return build_pairs(config.num_pairs, config.data_seed, config.eval_fraction)
-    pairs = load_pairs(config.dataset)
-    if most is None or len(pairs) <= most:
-        return pairs
-    return pairs.shuffle(seed=config.data_seed).select(range(most))
-
-
-def _processes():
-    """`accelerate launch` などで並べた、このプロセスの番号と数です（accelerate の PartialState）。"""
-    import torch
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
-def _tune(base, tokenizer, train_pairs, config: Config, watch, report, keep) -> tuple:
-    """SFT と DPO を行い、(モデル, ログの行, 秒数など) を返します。
-
-    一度に計算する対は、一回の更新で使うすべてから始め、メモリが足りなければ半分にして、保存した所から続けます。
-    """
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    folder, processes = Path(config.output_dir), _processes()
-    texts = _as_texts(train_pairs, tokenizer)
-    tries = _batchings(config.effective_batch_size // processes.num_processes)
-    for batching in tries:
-        if report and batching != tries[0]:
-            report(_smaller_text(batching, config))
-        model = _with_lora(base, config, folder / "warmup")
-        try:
-            if report and not (folder / "warmup").is_dir():
-                report(_estimate_text(estimate_training(model, tokenizer, texts, config, batching)))
-            _warm_up(model, tokenizer, texts, config, watch, batching)
-            with processes.main_process_first():
-                reference = _reference(model, tokenizer, train_pairs, config)
-            keep(folder, "start")
-            data = _with_reference(texts, reference["logp_warmup_chosen"], reference["logp_warmup_rejected"])
-            data = _shuffled(data, config.seed)
-            return model, *_preference_tune(model, tokenizer, data, config, batching, watch, keep)
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-            if processes.num_processes > 1:  # ほかのプロセスは、知らずに待っている
-                raise HelperError(
-                    "メモリが足りません。プロセスを並べた実行では、一度に計算する対を自動で減らせません。max_length か "
-                    "lora_r を小さくするか、プロセスを増やしてください。"
-                ) from error
-        base = model.unload()
-        _free_memory()
-    raise HelperError(
-        "一対ずつにしても、メモリが足りません。max_length か lora_r を小さくするか、より小さいモデルにしてください。"
-    )
-
-
-def _as_texts(pairs, tokenizer):
-    """prompt・chosen・rejected を、モデルに渡す文字列に直した Dataset です。"""
-    from datasets import Dataset
-
-    chosen, rejected = (model_texts(pairs["prompt"][:], pairs[side][:], tokenizer) for side in ("chosen", "rejected"))
-    questions, chosen = zip(*chosen, strict=True)
-    return Dataset.from_dict({"prompt": questions, "chosen": chosen, "rejected": [answer for _, answer in rejected]})
-
-
-def _batchings(batch: int) -> list[dict]:
-    """Trainer への指定を、試す順に並べます: batch 対を一度に、その半分ずつ、…、一対ずつ、途中の値を捨てて一対ずつ。"""
-    sizes = [batch]
-    while sizes[-1] > 1:
-        sizes.append(max(size for size in range(1, sizes[-1] // 2 + 1) if batch % size == 0))
-    made = [{"per_device_train_batch_size": size, "gradient_accumulation_steps": batch // size} for size in sizes]
-    return [*made, made[-1] | {"gradient_checkpointing": True}]
-
-
-def _smaller_text(batching: dict, config: Config) -> str:
-    size, times = batching["per_device_train_batch_size"], batching["gradient_accumulation_steps"]
-    how = f"一度に計算する対を {size} に減らし、{times} 回分の勾配をためて"
-    if "gradient_checkpointing" in batching:
-        how = "途中の値を保存せず、必要なときに計算し直して（gradient checkpointing）"
-    change = "この損失は、一度に計算する対どうしを比べるので、結果は変わります。"
-    same = "一回の更新で使う対は変わりません。"
-    return f"メモリが足りないので、{how}続けます。{change if config.loss_type.startswith('aot') else same}"
-
-
-def _free_memory() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def estimate_training(model, tokenizer, data, config: Config, batching: dict) -> dict:
-    """学習率 0 で何回か更新して、SFT と DPO の秒数と、メモリ（GiB）を見積もります。
-
-    一回目は最も長い対で、メモリ（GPU では最大値、CPU では測り終えたときの使用量）のためです。時間は、そのあとの、長さが
-    中ほどの二回から十回（一秒を過ぎるまで）の中央値です。SFT の一回は、一対につき片方の回答しか読まないので、DPO の半分
-    と見なします。
-    """
-    import torch
-    from transformers import TrainerCallback
-
-    ends, batch, folder = [], config.effective_batch_size, Path(config.output_dir) / "trial.tmp"
-    alone = _processes().num_processes == 1
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            ends.append(time.perf_counter())
-            enough = alone and ends[-1] - ends[0] > 1  # 並べたプロセスは、同じ回数で止める
-            control.should_training_stop |= len(ends) > 2 and (enough or not alone)
-
-    with _quiet():
-        options = batching | {
-            "learning_rate": 0.0, "num_train_epochs": 1.0, "save_strategy": "no", "report_to": "none",
-            "disable_dropout": False,  # TRL の既定では、このあとの SFT でも dropout が止まったままになる
-            "loss_type": ["sigmoid"], "loss_weights": [1.0],  # 参照を 0 としても、あふれない損失
-        }  # fmt: skip
-        rows = _trial_rows(data, batch)
-        rows = _with_reference(rows, [0.0] * len(rows), [0.0] * len(rows))
-        trainer = _preference_trainer(model, tokenizer, rows, config, folder, options)
-        trainer.add_callback(Clock())
-        trainer.train()
-        _to_full_precision(trainer)
-    model.delete_adapter("ref")
-    shutil.rmtree(folder, ignore_errors=True)
-    step = statistics.median(end - start for start, end in zip(ends, ends[1:], strict=False))
-    steps = math.ceil(len(data) / batch)
-    sft, dpo = config.sft_epochs * steps * step / 2, config.num_train_epochs * steps * step
-    return {"sft_seconds": sft, "dpo_seconds": dpo, "memory_gb": _memory_gb()}
-
-
-def _trial_rows(data, batch: int):
-    """最も長い対の一回分と、長さが中ほどの十回分です。"""
-    answers = zip(data["prompt"], data["chosen"], data["rejected"], strict=True)
-    lengths = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in answers]
-    longest = sorted(range(len(data)), key=lengths.__getitem__)[-batch:]
-    starts = sorted(range(0, len(data), batch), key=lambda start: max(lengths[start : start + batch]))
-    middle = (starts[max(0, len(starts) // 2 - 5) :] * 10)[:10]
-    return data.select(longest + [i % len(data) for start in middle for i in range(start, start + batch)])
-
-
-def _estimate_text(estimate: dict) -> str:
-    seconds = estimate["sft_seconds"] + estimate["dpo_seconds"]
-    length = f"{seconds:.0f} 秒" if seconds < 120 else f"{seconds / 60:.0f} 分"
-    memory = f"メモリは約 {estimate['memory_gb']:.1f} GB"
-    return f"見積もり: 学習に約 {length}、{memory}（何回か更新して測りました。評価は含みません）"
-
-
-def _with_lora(base, config: Config, saved: Path):
-    """アダプタを付けたモデルです。SFT が済んでいれば、保存したものを読みます。"""
-    from peft import LoraConfig, get_peft_model
-    from transformers import set_seed
-    from transformers.pytorch_utils import Conv1D
-
-    if saved.is_dir():
-        with _explained(f"{saved} を読めません", "このフォルダを消して、もう一度実行してください。"):
-            return _load_adapter(base, saved, trainable=True)
-    set_seed(config.seed)
-    lora = LoraConfig(
-        r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0,
-        target_modules="all-linear", task_type="CAUSAL_LM",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2 の線形層は Conv1D
-    )  # fmt: skip
-    with _quiet():
-        return get_peft_model(base, lora)
-
-
-def _warm_up(model, tokenizer, data, config: Config, watch, batching: dict) -> None:
-    """よい回答をまねさせて、保存します。済んでいれば、何もしません。
-
-    DPO は「どちらがよいか」だけを教えるので、日本語を書けないモデルは、書けないまま差だけを広げます。先に同じアダプタで
-    SFT をしておくと、それが DPO の出発点と参照モデルになります。
-    """
-    saved = Path(config.output_dir) / "warmup"
-    if saved.is_dir():
-        return
-    if config.sft_epochs > 0:
-        data = data.select_columns(["prompt", "chosen"]).rename_column("chosen", "completion")
-        _supervised(model, tokenizer, data, config, watch, batching)
-    if _processes().is_main_process:
-        _save_whole(saved, model.save_pretrained)
-
-
-def _reference(model, tokenizer, pairs, config: Config):
-    """参照モデル（SFT のあと）の、対ごとの対数確率とトークン数です。一度だけ計算し、warmup に置きます。
-
-    学習と同じ精度で計算し、精度の違う GPU で続けるときは計算し直します。丸めの差が、報酬の差に見えてしまうためです。
-    """
-    import pandas as pd
-    import torch
-
-    precision = choose_precision()[0]
-    path = Path(config.output_dir) / "warmup" / f"reference-{precision}.jsonl"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    if not path.is_file():
-        with torch.autocast(model.device.type, dtype, enabled=dtype is not None):
-            table = _pair_logps(model, tokenizer, pairs, "warmup", config.max_length)
-        with _writing(Path(config.output_dir)):
-            _save_text(path, table.to_json(orient="records", lines=True, double_precision=15))
-    with _explained(f"{path} を読めません", "このファイルを消して、もう一度実行してください。"):
-        return pd.DataFrame(_read_lines(path)).astype(float)  # 発散した SFT のあとの null は NaN に
-
-
-def _with_reference(data, chosen, rejected):
-    """TRL が読む、参照モデルの対数確率の列を足します。"""
-    return data.add_column("ref_chosen_logps", list(chosen)).add_column("ref_rejected_logps", list(rejected))
-
-
-def _preference_tune(model, tokenizer, data, config: Config, batching: dict, watch, keep) -> tuple[list, dict]:
-    """DPO で学習し、(ログの行, 秒数など) を返します。損失は論文の式 (7)、計算は TRL の DPOTrainer です。"""
-    peak, folder = {"peak_memory_gb": _memory_gb()}, Path(config.output_dir)
-    with _quiet():
-        trainer = _preference_trainer(model, tokenizer, data, config, folder / "checkpoints", batching)
-        split = partial(_split_loss, config=config, data=trainer.train_dataset)
-        trainer.add_callback(_watcher(watch, "DPO", config.effective_batch_size, peak, split, keep))
-        checkpoint = last_checkpoint(folder / "checkpoints")
-        if checkpoint and not trainer.args.fp16:  # T4 などの fp16 で始めた実行を、ほかの精度で続けるとき
-            (checkpoint / "scaler.pt").unlink(missing_ok=True)
-        first_step = _step(checkpoint) if checkpoint else 0
-        started = time.perf_counter()
-        with _saving_when_stopped(trainer):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        _to_full_precision(trainer)
-    seconds = time.perf_counter() - started
-    if config.report_to == "wandb":  # Transformers は終わらせないので、次の実行の記録がここに混ざる
-        import wandb
-
-        wandb.finish()
-    steps = trainer.state.global_step - first_step
-    pairs_seen = min(steps * config.effective_batch_size, round(len(data) * config.num_train_epochs))
-    history = [row for row in trainer.state.log_history if "loss" in row]
-    return history, {
-        "train_seconds": seconds, "pairs_per_second": pairs_seen / seconds, "resumed_from_step": first_step, **peak
-    }  # fmt: skip
-
-
-@contextlib.contextmanager
-def _saving_when_stopped(trainer):
-    """中止（SIGINT と SIGTERM）を受けたら、今の更新を終えて保存してから、KeyboardInterrupt にします。
-
-    二度目の中止では、すぐに止めます。合図を受け取れない、主でないスレッドと、並べたプロセスでは、何もしません。
-    """
-    from transformers import TrainerCallback
-
-    stopped = []
-
-    def stop(number, frame):
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(number)
-
-    class Stopper(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            control.should_save |= bool(stopped)
-            control.should_training_stop |= bool(stopped)
-
-    if threading.current_thread() is not threading.main_thread() or _processes().num_processes > 1:
-        yield
-        return
-    trainer.add_callback(Stopper())
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in [number for number, handler in before.items() if handler != signal.SIG_IGN]:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if stopped:
-        raise KeyboardInterrupt("今の更新まで保存しました。もう一度実行すると、そこから続けます。")
-
-
-def _preference_trainer(model, tokenizer, data, config: Config, folder: Path, options: dict):
-    """TRL の DPOTrainer を作ります。folder はチェックポイントなどの置き場です。
-
-    参照モデルは学習前のアダプタの写し（ref）で、その対数確率は data の列にあります。
-    """
-    from transformers import PrinterCallback
-    from trl import DPOConfig
-
-    steps = math.ceil(len(data) / config.effective_batch_size) * config.num_train_epochs
-    args = _common_args(config, folder, **{
-        "max_length": config.max_length, "num_train_epochs": config.num_train_epochs, "beta": config.beta,
-        "label_smoothing": config.label_smoothing,
-        "loss_type": [config.loss_type, "sft"] if config.sft_weight else [config.loss_type],
-        "loss_weights": [1.0, config.sft_weight] if config.sft_weight else [1.0],
-        "save_strategy": "steps", "save_steps": max(50, math.ceil(steps / 40)), "save_total_limit": 2,
-        "train_sampling_strategy": "sequential", "report_to": config.report_to,
-        "run_name": Path(config.output_dir).name,
-    } | options)  # fmt: skip
-    trainer = _exact_trainer()(model, args=DPOConfig(**args), train_dataset=data, processing_class=tokenizer)
-    trainer.remove_callback(PrinterCallback)
-    trainer.precompute_ref_logps = True  # 計算済みの、data の列の値を使わせる
-    return trainer
-
-
-def _exact_trainer():
-    """小分けにしても、GPU に分けても、途中から続けても、一度に計算したときと同じ損失になる DPOTrainer のクラスです。
-
-    TRL は、小分けごとの平均を平均します。小分けの間で、対の数や、SFT の項を割る数（chosen のトークン数）が違うと、全体
-    の平均とずれるので、その比を損失の重みに掛けます。小分けにしないときの比は 1 です。
-    """
-    import torch
-    from trl import DPOTrainer
-
-    def sizes(inputs):
-        mask, _ = inputs["completion_mask"].chunk(2)  # 前半が chosen
-        return torch.tensor([float(len(mask)), float(mask[:, 1:].sum())])  # (対の数, トークン数)
-
-    class ExactTrainer(DPOTrainer):
-        def get_batch_samples(self, epoch_iterator, num_batches, device):
-            batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-            if batches:
-                mean = torch.stack([sizes(inputs) for inputs in batches]).mean(0)
-                self.mean_sizes = self.accelerator.reduce(mean.to(device), "mean").cpu()
-            return batches, items
-
-        def compute_loss(self, model, inputs, *args, **kwargs):
-            ratios = (sizes(inputs) / self.mean_sizes).tolist()
-            self.loss_weights = [w * ratio for w, ratio in zip(self.args.loss_weights, ratios, strict=False)]
-            loss = super().compute_loss(model, inputs, *args, **kwargs)
-            for name, values in self._metrics["train"].items():
-                if name.startswith(("logps/", "rewards/")):  # 記録も、小分けの平均の平均になる
-                    values[-1] *= ratios[0]
-            return loss
-
-        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-            # Transformers 5.15（Colab の版）は、参照の ref だけを読み、学習中のアダプタを読まない
-            _load_adapter(self.model, Path(resume_from_checkpoint), trainable=True)
-
-        def floating_point_ops(self, inputs):
-            return 0  # 使わない記録のために、更新のたびにモデルの全パラメータを数えている
-
-    return ExactTrainer
-
-
-def _split_loss(row: dict, config: Config, data) -> dict:
-    """ログの一行の損失を、選好の項と SFT の項に分けます。TRL は二つの和だけを記録するためです。
-
-    SFT の項は、その更新で使った chosen の一語あたりの負の対数尤度で、記録された logps/chosen（対の平均）から
-    求まります。データは順に使うので、何回目の更新かで、どの行を使ったかがわかります。
-    """
-    batch, num_batches = config.effective_batch_size, math.ceil(len(data) / config.effective_batch_size)
-    start = (row["step"] - 1) % num_batches * batch
-    end = min(start + batch, len(data)) if _processes().num_processes == 1 else start + batch
-    rows = data[[i % len(data) for i in range(start, end)]]  # 並べたプロセスでは、足りない対を、初めの対で埋めている
-    prompts, answers = map(len, rows["prompt_ids"]), map(len, rows["chosen_ids"])
-    lengths = [min(p + a, config.max_length) - p for p, a in zip(prompts, answers, strict=True)]
-    sft = -row["logps/chosen"] * len(lengths) / sum(lengths)
-    return {"loss/preference": row["loss"] - config.sft_weight * sft, "loss/sft": sft}
-
-
-def _shuffled(pairs, seed: int):
-    """隣り合う二行（鏡の組）を離さずに並べ替えます。
-
-    鏡の組の一方だけを先に学ぶと、その回答は質問にかかわらず上がり、あとで来る相方では逆向きの誤りになります。同じ更新に
-    そろえると（一回の更新で使う対が偶数のとき）、質問によらない成分が打ち消し合い、質問に応じた選び分けだけが残ります。
+        if processes().is_main_process:
+            for text in [finding_text(found) for found in findings if found["severity"] == "warning"]:
+                report(f"データの注意: {text}")
+            claim_folder(config, pairs, model, tokenizer)
+    transformers.set_seed(config.seed)
+    return peft.get_peft_model(model, lora_config(config, model)), tokenizer
+
+
+def run_sft(train_phase, model, config: Config, report=print) -> None:
+    """SFT のあと（省くときは初め）のアダプタを sft フォルダに残し、model に読みます。もうあれば、読むだけです。"""
+    folder, fresh = config.folder / "sft", not (config.folder / "sft").is_dir()
+    processes().wait_for_everyone()  # 0 番が保存する前に、ほかのプロセスも見ておく
+    if fresh:
+        trainer = config.sft_epochs > 0 and fit_memory(train_phase, model, config, report)
+        log = "".join(json.dumps(row) + "\n" for row in (trainer.state.log_history if trainer else []))
+        if processes().is_main_process:
+            save_whole(folder, model.save_pretrained, lambda draft: save_text(draft / "history.jsonl", log))
+        processes().wait_for_everyone()
+    load_adapter(model, folder)
+
+
+def finish_run(config: Config, trainer, train_pairs, eval_pairs) -> Run:
+    """学習を終えた DPOTrainer から、評価と保存に使う `Run` を作ります。"""
+    on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else on_cpu
+    history, data = [row for row in trainer.state.log_history if "loss" in row], trainer.train_dataset
+    sft, dpo = (sum(row["seconds"] for row in rows if "loss" in row)
+                for rows in (read_lines(config.folder / "sft" / "history.jsonl"), history))  # fmt: skip
+    timing = {"sft_seconds": sft, "train_seconds": dpo, "pairs_per_second": len(data) * config.num_train_epochs / dpo,
+              "peak_memory_gb": memory / 2**30}  # fmt: skip
+    load_adapter(trainer.model, config.folder / "sft", "sft")
+    reference = np.array([data["ref_chosen_logps"][:], data["ref_rejected_logps"][:]]).T
+    return Run(config, trainer.model, trainer.processing_class, train_pairs, eval_pairs, history, timing, reference)
+
+
+def training_pairs(pairs, config: Config) -> tuple:
+    """(学習する順の学習用, 検証用) のペアです。実験用の train_share と label_noise も、ここで効かせます。"""
+    train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
+    if config.train_share < 1:
+        count = max(2, round(config.train_share * len(train_pairs) / 2) * 2)
+        train_pairs = shuffle_couples(train_pairs, config.data_seed).select(range(min(count, len(train_pairs))))
+    if config.label_noise:
+        rng = random.Random(f"flip-{config.data_seed}")  # 並べ替えと同じ乱数の列だと、入れ替えたペアが最後に集まる
+        flipped = rng.sample(range(len(train_pairs)), round(config.label_noise * len(train_pairs)))
+        table = train_pairs.to_pandas()
+        table.loc[flipped, ["chosen", "rejected"]] = table.loc[flipped, ["rejected", "chosen"]].to_numpy()
+        train_pairs = type(train_pairs).from_pandas(table)
+    return shuffle_couples(train_pairs, config.seed), eval_pairs
+
+
+def shuffle_couples(pairs, seed: int):
+    """隣り合う 2 行（鏡の組）を離さずに並べ替えます。
+
+    同じステップで使うと、質問によらない成分が打ち消し合い、質問に応じた選び分けだけが残ります。
     """
     starts = list(range(0, len(pairs) - 1, 2))
     random.Random(seed).shuffle(starts)
     order = [i for start in starts for i in (start, start + 1)]
-    return pairs.select(order + list(range(len(order), len(pairs))))  # 奇数のときに余る一行は最後
+    return pairs.select(order + list(range(len(order), len(pairs))))  # 奇数のときに余る 1 行は最後
 
 
-def _share(pairs, config: Config):
-    """config.train_share の割合の対を選びます。鏡の組は離しません。"""
-    if config.train_share == 1:
-        return pairs
-    count = max(2, round(config.train_share * len(pairs) / 2) * 2)
-    return _shuffled(pairs, config.data_seed).select(range(min(count, len(pairs))))
+def last_checkpoint(folder) -> str | None:
+    """書き終わった最後のチェックポイントです。`mark_done` の印がないか、大きさが違うものは飛ばします。"""
+    found = sorted(Path(folder).glob("checkpoint-*[0-9]"), key=step_of, reverse=True)
+    return next((str(checkpoint) for checkpoint in found if is_done(checkpoint)), None)
 
 
-def _flip(pairs, share: float, seed: int):
-    """share の割合の対で、chosen と rejected を入れ替えます。どれを入れ替えるかは、種で決まります。"""
-    if not share:
-        return pairs
-    rng = random.Random(f"flip-{seed}")  # `_shuffled` と同じ乱数の列だと、入れ替えた対が学習の最後に集まってしまう
-    flipped = set(rng.sample(range(len(pairs)), round(share * len(pairs))))
-    swap = lambda row, i: {"chosen": row["rejected"], "rejected": row["chosen"]} if i in flipped else {}  # noqa: E731
-    with _quiet():
-        return pairs.map(swap, with_indices=True)
+def step_of(checkpoint) -> int:
+    return int(Path(checkpoint).name.partition("-")[2])
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """書き終わった最後のチェックポイントを返します。途中で切れたものと、壊れたものは数えません。"""
-    return next(filter(_is_sound, _checkpoints(folder)), None)
+def recorder(config: Config, drive: Path | None = None, report=print):
+    """損失を二つの項に分けて記録し、チェックポイントに印を付け、3 分に一度まで Drive にコピーする callback です。"""
+    folder = config.folder
 
-
-def _is_sound(checkpoint: Path) -> bool:
-    """最後に書かれる trainer_state.json と、続きに要るファイルが読めるかどうかです。pickle の命令は実行しません。"""
-    import torch
-    from safetensors import safe_open
-    from transformers.trainer_pt_utils import safe_globals
-
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-        for folder in (checkpoint, checkpoint / "ref"):  # DPO のアダプタと、参照モデルのアダプタ
-            json.loads((folder / "adapter_config.json").read_text("utf-8"))
-            with safe_open(folder / "adapter_model.safetensors", "pt"):
-                pass
-        states = {path.name for path in checkpoint.glob("*.pt*")}  # rng_state.pth や scaler.pt は、ない場合もある
-        for name in states | {"optimizer.pt", "scheduler.pt"}:
-            with safe_globals():
-                torch.load(checkpoint / name, map_location="cpu", weights_only=True)
-            with zipfile.ZipFile(checkpoint / name) as parts:  # torch.load は、検査の数（CRC）を見ない
-                if parts.testzip():
-                    return False
-    except Exception:  # 壊れ方によって、誤りの種類はさまざま
-        return False
-    return True
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """新しい順の、checkpoint-<回数> のフォルダです。"""
-    return sorted((path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()), key=_step, reverse=True)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.partition("-")[2])
-
-
-def _watcher(watch, phase: str, batch_size: int, peak: dict, extend=None, keep=None):
-    """更新ごとに進み具合を watch に、書き終えたチェックポイントを keep に渡すコールバックを作ります。"""
-    from transformers import TrainerCallback
-
-    class Watcher(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.started, self.first = time.perf_counter(), state.global_step
-            self.rows = [row for row in state.log_history if "loss" in row]
+    class Recorder(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+            self.copied, self.seen, self.data = time.monotonic(), time.perf_counter(), train_dataloader.dataset
+            if state.is_world_process_zero:
+                keep_parts(folder, drive, [folder / "base", folder / "sft"], report)
 
         def on_log(self, args, state, control, **kwargs):
-            peak["peak_memory_gb"] = max(peak["peak_memory_gb"], _memory_gb())
-            if "loss" not in state.log_history[-1]:  # 最後の一行は、学習全体のまとめ
-                return
-            if extend:
-                state.log_history[-1].update(extend(state.log_history[-1]))
-            self.rows.append(state.log_history[-1])
-            if watch:
-                rate = (state.global_step - self.first) / (time.perf_counter() - self.started)
-                watch(_status(phase, self.rows, batch_size, state.max_steps, rate, peak["peak_memory_gb"]), self.rows)
+            before, self.seen, row = self.seen, time.perf_counter(), state.log_history[-1]
+            row["seconds"] = self.seen - before
+            row.update(split_loss(row, config, self.data) if "rewards/margins" in row else {})
 
         def on_save(self, args, state, control, **kwargs):
-            if keep:
-                name = f"checkpoint-{state.global_step}"
-                keep(Path(args.output_dir) / name, name)
+            if state.is_world_process_zero:
+                checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                mark_done(checkpoint)
+                if time.monotonic() - self.copied >= 180 and checkpoint.parent.name == "dpo":
+                    keep_parts(folder, drive, [checkpoint], report)
+                    self.copied = time.monotonic()
 
-    return Watcher()
-
-
-def _status(phase: str, history: list, batch_size: int, steps: int, rate: float, memory_gb: float) -> dict:
-    """watch に渡す、今の進み具合です。rate は一秒あたりの更新の回数です。"""
-    return {
-        "phase": phase, "step": history[-1]["step"], "steps": steps,
-        "loss": recent(history, "loss/preference" if phase == "DPO" else "loss", batch_size),
-        "accuracy": recent(history, "rewards/accuracies", batch_size), "memory_gb": memory_gb,
-        "margin": recent(history, "rewards/margins", batch_size), "pairs_per_second": rate * batch_size,
-        "seconds_left": (steps - history[-1]["step"]) / rate,
-        "advice": diagnose(history, batch_size, steps) if phase == "DPO" else [],
-    }  # fmt: skip
+    return Recorder()
 
 
-def _show_end(watch, history: list, config: Config, timing: dict) -> None:
-    """今回は更新がなかったときに、学習の終わりの様子を watch に一度だけ渡します。"""
-    if watch:
-        batch_size, steps = config.effective_batch_size, history[-1]["step"]
-        rate = timing["pairs_per_second"] / batch_size or 1.0
-        watch(_status("DPO", history, batch_size, steps, rate, timing["peak_memory_gb"]), history)
+def progress_callback(config: Config, show):
+    """ステップごとに show(1 行の文, ログの行, 全ステップ数) を呼ぶ callback です。`recorder` のあとに置きます。"""
+
+    class Progress(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.started, self.first = time.perf_counter(), state.global_step
+
+        def on_log(self, args, state, control, **kwargs):
+            rows = [row for row in state.log_history if "loss" in row]
+            if state.is_world_process_zero and "loss" in state.log_history[-1]:  # 最後の 1 行は、学習全体のまとめ
+                each = (time.perf_counter() - self.started) / max(1, state.global_step - self.first)
+                left = each * (state.max_steps - state.global_step)
+                show(progress_line(rows, config.effective_batch_size, state.max_steps, left), rows, state.max_steps)
+
+    return Progress()
+
+
+def split_loss(row: dict, config: Config, data) -> dict:
+    """ログの 1 行の損失を、選好の項と SFT の項（chosen の 1 トークンあたりの負の対数尤度）に分けます。
+
+    TRL は和だけを記録しますが、SFT の項は logps/chosen と長さから求まります（マイクロバッチに分けると近似です）。
+    """
+    batch = config.effective_batch_size
+    start = (row["step"] - 1) % math.ceil(len(data) / batch) * batch
+    rows = data[start : start + batch]
+    tokens = sum(min(len(prompt) + len(answer), config.max_length) - len(prompt)
+                 for prompt, answer in zip(rows["prompt_ids"], rows["chosen_ids"], strict=True))  # fmt: skip
+    sft = -row["logps/chosen"] * len(rows["prompt_ids"]) / tokens
+    return {"loss/preference": row["loss"] - config.sft_weight * sft, "loss/sft": sft}
+
+
+def progress_line(rows: list, batch_size: int, steps: int, seconds_left: float) -> str:
+    """1 行の進み具合です。値は直近 50 ペアの平均で、うまくいっていない兆しがあれば、続く行に書きます。"""
+    names, advice, phase = {"損失": "loss"}, [], "SFT"
+    if "rewards/margins" in rows[-1]:
+        names = {"損失": "loss/preference", "正解率": "rewards/accuracies", "マージン": "rewards/margins"}
+        advice, phase = diagnose(rows, batch_size, steps), "DPO"
+    values = "  ".join(f"{name} {recent(rows, key, batch_size):.2f}" for name, key in names.items())
+    line = f"{phase} {rows[-1]['step']}/{steps}  {values}  残り {seconds_left:.0f} 秒"
+    return "\n⚠ ".join([line, *advice])
 
 
 def recent(history: list, key: str, batch_size: int, pairs: int = 50) -> float:
-    """最後の 50 対の平均です。一回の更新の対は少なく、正解率が 0 か 1 に近い値ばかりになるため、ならして見ます。"""
-    rows = [row[key] for row in history[-math.ceil(pairs / batch_size) :] if key in row]
-    return sum(rows) / len(rows) if rows else math.nan
+    """最後の 50 ペアの平均です。1 ステップのペアは少なく、正解率が 0 か 1 に近い値ばかりになるため、ならして見ます。"""
+    rows = [row[key] for row in history[-math.ceil(pairs / batch_size) :]]
+    return sum(rows) / len(rows)
 
 
 def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
-    """学習の経過から、うまくいっていない兆しを、原因と直し方の一文ずつで返します。順調なら空です。
-
-    history は今までのログの行、steps は予定の更新の回数です。
-    """
-    last, done, says = history[-1], len(history), []
-    loss, accuracy, margin = (
-        recent(history, key, batch_size) for key in ("loss/preference", "rewards/accuracies", "rewards/margins")
-    )
-    settled = history[20:][-1000:]  # fp16 では、初めの何回かを、損失に掛ける数を合わせるために飛ばすのが普通
-    infinite = sum(not math.isfinite(row["grad_norm"]) for row in settled)
-    if not math.isfinite(last["loss"]):
-        return ["損失が数でなくなりました（NaN）。学習率か lora_alpha を半分にして、やり直してください。"]
-    if infinite > max(3, 0.05 * len(settled)):
-        says.append(f"勾配が大きすぎて、{infinite} 回の更新で無限大になりました。lora_alpha を半分にしてください。")
-    first = history[0]["loss/preference"]  # sigmoid なら ln 2
-    if done >= 20 and loss > 1.08 * first:
-        says.append(f"損失が初めの {first:.3f} より上がっています。lora_alpha か学習率を半分にしてください。")
-    elif done >= max(20, 0.4 * steps) and loss > 0.98 * first:
-        says.append(f"損失が初めの {first:.3f} から下がりません。lora_alpha か学習率を 2〜4 倍にしてください。")
-    if recent(history, "rewards/chosen", batch_size) < -3:
-        says.append("よい回答の確率まで大きく下がっています。lora_alpha か学習率を半分にしてください。")
-    if 50 / batch_size <= done <= 0.2 * steps and accuracy > 0.99:
-        says.append("早くから全問正解です。データがやさしすぎないか、点検の「参考」の正解率を見てください。")
-    if margin > 10:
-        says.append("マージンが 10 を超えました。回答が壊れやすいので、beta か lora_alpha を半分にしてください。")
-    return says
+    """学習の経過（今までのログの行）から、うまくいっていない兆しを、原因と直し方の一文ずつで返します。順調なら空です。"""
+    loss, accuracy, margin, chosen = (recent(history, key, batch_size) for key in (
+        "loss/preference", "rewards/accuracies", "rewards/margins", "rewards/chosen"))  # fmt: skip
+    done, first = len(history), history[0]["loss/preference"]  # first は、sigmoid なら ln 2
+    if not math.isfinite(history[-1]["loss"]):
+        return [say("nan")]
+    signs = {
+        "rising": done >= 20 and loss > 1.08 * first,
+        "flat": done >= max(20, 0.4 * steps) and 0.98 * first < loss <= 1.08 * first,
+        "chosen_falls": chosen < -3,
+        "too_easy": 50 / batch_size <= done <= 0.2 * steps and accuracy > 0.99,
+        "wide_margin": margin > 10,
+    }
+    return [say(name, first=first) for name, seen in signs.items() if seen]
 
 
-def _memory_gb() -> float:
-    """GPU なら割り当ての最大値、CPU なら今このプロセスが使っているメモリ（GiB）です。"""
-    import psutil
-    import torch
+class LivePicture:
+    """セルの出力に、学習の経過の図と 1 行の進み具合を描き直し続けます。"""
 
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return psutil.Process().memory_info().rss / 2**30
+    def __init__(self, batch_size: int):
+        self.batch_size, self.due = batch_size, 0.0
+
+    def __call__(self, line: str, history: list, steps: int) -> None:
+        from IPython.display import clear_output, display
+
+        started = time.perf_counter()
+        if started >= self.due or f" {steps}/{steps} " in line:
+            clear_output(wait=True)
+            if history:
+                display(history_figure(history, self.batch_size, steps))
+            print(line)
+            self.due = time.perf_counter() + max(0.5, 4 * (time.perf_counter() - started))  # 描くのは、時間の 2 割まで
 
 
-def status_text(status: dict) -> str:
-    """watch に渡る status を一行にします。"""
-    text = f"損失 {status['loss']:.3f}"
-    if status["phase"] == "DPO":
-        text = f"直近50対: {text}  正解率 {status['accuracy']:.2f}  マージン {status['margin']:.2f} "
-    text += f"  {status['pairs_per_second']:.0f}対/秒  残り{status['seconds_left']:.0f}秒"
-    return text + (f"  メモリ {status['memory_gb']:.1f}GB" if "memory_gb" in status else "")
+class TerminalLine:
+    """端末の 1 行に進み具合を表示し続け、うまくいっていない兆しは、初めて見えたときに一度だけ書きます。"""
+
+    def __init__(self):
+        self.said = set()
+
+    def __call__(self, line: str, history: list, steps: int) -> None:
+        line, *advice = line.split("\n⚠ ")
+        new = [f"\n⚠ {text}" for text in advice if text not in self.said]
+        self.said.update(advice)
+        end = "\n" if new or f" {steps}/{steps} " in line else "  "
+        print(f"\r{line}{''.join(new)}", end=end, file=sys.stderr, flush=True)
 
 
 def live_picture(config: Config):
-    """ノートブックの一か所に、学習の経過の図と一行の進み具合を描き直し続ける watch を作ります。
-
-    描く時間が全体の 2 割を超えないように、間を空けて描きます。
-    """
-    import io
-
-    from IPython.display import HTML, Image, display
-
-    shown, due = {}, 0.0
-
-    def watch(status: dict, history: list) -> None:
-        nonlocal due
-        if time.perf_counter() < due and status["step"] < status["steps"]:
-            return
-        started, phase = time.perf_counter(), status["phase"]
-        line = f"{phase} {status['step']}/{status['steps']}  {status_text(status)}"
-        advice = "".join(f"\n⚠ {text}" for text in status.get("advice", []))
-        parts = {"line": HTML(f"<pre>{line}{advice}</pre>")}
-        if phase == "DPO":
-            png = io.BytesIO()
-            _history_figure(history, config.effective_batch_size, status["steps"]).savefig(png, dpi=80)
-            parts = {"picture": Image(png.getvalue())} | parts
-        for name, content in parts.items():
-            if (phase, name) in shown:
-                shown[phase, name].update(content)
-            else:
-                shown[phase, name] = display(content, display_id=True)
-        due = time.perf_counter() + max(0.5, 4 * (time.perf_counter() - started))
-
-    return watch
+    """学習の経過を、ノートブックで描き続ける `TrainerCallback` です。SFT と DPO に使えます。"""
+    return progress_callback(config, LivePicture(config.effective_batch_size))
 
 
-def progress_bar():
-    """端末の一行に進み具合を表示する watch を作ります。"""
-    from tqdm import tqdm
-
-    bars, said = {}, set()
-
-    def watch(status: dict, history: list) -> None:
-        phase = status["phase"]
-        if phase not in bars:
-            form = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} {postfix}"
-            bars[phase] = tqdm(total=status["steps"], initial=status["step"] - 1, bar_format=form, disable=False)
-            bars[phase].set_description_str(phase)
-        bars[phase].set_postfix_str(status_text(status), refresh=False)
-        bars[phase].update(status["step"] - bars[phase].n)
-        for advice in set(status.get("advice", [])) - said:
-            said.add(advice)
-            tqdm.write(f"注意（{status['step']} 回目の更新）: {advice}", file=sys.stderr)
-        if status["step"] == status["steps"]:
-            bars[phase].refresh()
-            bars[phase].close()
-
-    return watch
+def progress_bar(config: Config):
+    """学習の進み具合を、端末に表示する `TrainerCallback` です。"""
+    return progress_callback(config, TerminalLine())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 評価
+# ======== 評価: 元のモデル（base）、SFT のあと（sft）、DPO のあと（dpo）の三つを、いつも並べて比べます。
+
+MODELS = ("base", "sft", "dpo")
 
 
 @contextlib.contextmanager
-def _using(model, which: str):
-    """ADAPTERS の一つに切り替えます。"""
-    if which == "base":
-        with model.disable_adapter():
-            yield
-        return
-    model.set_adapter("ref" if which == "warmup" else "default")
-    try:
+def using(model, which: str):
+    """MODELS の一つに切り替えます。"""
+    model.set_adapter("sft" if which == "sft" else "default")
+    with model.disable_adapter() if which == "base" else contextlib.nullcontext():
         yield
-    finally:
-        model.set_adapter("default")
+    model.set_adapter("default")
 
 
-def answer_logps(model, tokenizer, prompts, answers, max_length: int = 128, batch_size: int = 32, others=None):
-    """log p(回答 | 質問) の、対ごとの合計（単位は nat）と、回答のトークン数を返します。形はどちらも (対の数,) です。
-
-    学習と同じく、回答には終わりの印（EOS）を含め、max_length を超えた分は数えません。質問の終わりと回答の初めが一つの
-    トークンになるとき、TRL は対のどちらの回答にも共通な所までを質問とするので、others に、もう一方の回答を渡します。
-    """
-    import torch
-
-    texts = model_texts(prompts, answers, tokenizer)
-    question_ids = tokenizer([question for question, _ in texts])["input_ids"]
-    whole_ids = tokenizer([question + answer for question, answer in texts])["input_ids"]
-    starts = list(map(_shared_prefix, question_ids, whole_ids))
-    if others is not None:
-        other_ids = tokenizer([q + answer for q, answer in model_texts(prompts, others, tokenizer)])["input_ids"]
-        starts = list(map(min, starts, map(_shared_prefix, question_ids, other_ids)))
-
-    def score(batch: list) -> list[tuple]:
-        ids = [torch.tensor(whole_ids[i][:max_length]) for i in batch]
-        ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(model.device)  # (B, T)
-        mask = ids >= 0
-        prompt_length = torch.tensor([starts[i] for i in batch], device=ids.device)
-        first = max(1, min(prompt_length.min().item(), ids.shape[1] - 1))  # これより前の語の確率は、どの行も使わない
-        settings = {"attention_mask": mask.long(), "logits_to_keep": ids.shape[1] - first + 1}
-        with torch.no_grad():
-            logits = model(input_ids=ids.clamp(min=0), **settings).logits[:, :-1].float()  # (B, T-first, V)
-        targets = ids[:, first:].clamp(min=0)
-        token_logps = -torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-        position = torch.arange(first, ids.shape[1], device=ids.device)
-        answer_mask = mask[:, first:] & (position >= prompt_length[:, None])
-        return list(zip((token_logps * answer_mask).sum(1).tolist(), answer_mask.sum(1).tolist(), strict=True))
-
+def pair_logps(model, tokenizer, pairs, max_length: int = 128):
+    """log p(chosen | prompt) と log p(rejected | prompt)（EOS を含む）の、(ペアの数, 2) の配列です。"""
+    texts = []
+    for row in pairs.select_columns(PAIR_COLUMNS):
+        ids = tokenize_pair(row, tokenizer)
+        texts += [(len(ids["prompt_ids"]), (ids["prompt_ids"] + ids[side])[:max_length])
+                  for side in ("chosen_ids", "rejected_ids")]  # fmt: skip
     model.eval()
-    order = sorted(range(len(whole_ids)), key=lambda i: len(whole_ids[i]))  # 長さをそろえて、無駄な計算を減らす
-    scored = dict(zip(order, _in_batches(score, order, batch_size), strict=True))
-    return [scored[i][0] for i in range(len(order))], [scored[i][1] for i in range(len(order))]
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i][1]))  # 長さをそろえて、パディングを減らす
+    scored = in_batches(partial(batch_logps, model), [texts[i] for i in order], lambda text: len(text[1]))
+    return np.array([score for _, score in sorted(zip(order, scored, strict=True))]).reshape(-1, 2)
 
 
-def _pair_logps(model, tokenizer, pairs, which: str, max_length: int):
-    """対の両側の `answer_logps` を、logp_{which}_chosen、tokens_chosen などの列の表にします。"""
-    import pandas as pd
+def batch_logps(model, texts: list) -> list[float]:
+    """(質問のトークン数, トークン番号) ごとの、回答の対数確率です。"""
+    starts, ids = zip(*texts, strict=True)
+    ids, starts = pad_tokens(ids).to(model.device), torch.tensor(starts, device=model.device)  # (B, T), (B,)
+    first = max(1, min(starts.min().item(), ids.shape[1] - 1))  # これより前のトークンの確率は、どの行も使わない
+    settings = {"attention_mask": (ids >= 0).long(), "logits_to_keep": ids.shape[1] - first + 1}
+    with torch.no_grad():
+        logits = model(input_ids=ids.clamp(min=0), **settings).logits[:, :-1].float()  # (B, T-first, V)
+    targets, position = ids[:, first:], torch.arange(first, ids.shape[1], device=ids.device)
+    targets = targets.masked_fill(position < starts[:, None], -1)
+    # (B·T, V) に平らにしてから計算する。(B, V, T) に並べ替えると、GPU では遅く、写しも一つ増える
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none"
+    )
+    return (-losses.view(targets.shape).sum(1)).tolist()
 
-    table = pd.DataFrame()
-    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
-        texts = pairs["prompt"][:], pairs[side][:]
-        scored = answer_logps(model, tokenizer, *texts, max_length, others=pairs[other][:])
-        table[f"logp_{which}_{side}"], table[f"tokens_{side}"] = scored
-    return table
 
+def in_batches(function, items: list, length, tokens: int = 4096) -> list:
+    """items を、パディングを含めて tokens トークンほどずつ function に渡し、結果のリストをつなげます。
 
-def _in_batches(function, items: list, size: int) -> list:
-    """items を size 個ずつ function に渡し、結果のリストをつなげます。メモリが足りなければ、半分ずつにします。"""
-    from accelerate.utils.memory import should_reduce_batch_size
-
+    メモリが足りなければ、tokens を半分にします。
+    """
     done = []
     while len(done) < len(items):
+        size = max(1, tokens // max(map(length, items[len(done) :][:256])))
         try:
             done += function(items[len(done) : len(done) + size])
-            continue
         except RuntimeError as error:
-            if size == 1 or not should_reduce_batch_size(error):
+            if size == 1 or not is_out_of_memory(error):
                 raise
-        size //= 2
-        _free_memory()
+            tokens //= 2
+            accelerate.utils.release_memory()
     return done
 
 
-def _shared_prefix(left: list, right: list) -> int:
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+def score_pairs(run: Run, pairs=None, reference=None):
+    """ペアごとの成績を、1 ペアに 1 行の `pandas.DataFrame` で返します。pairs を省くと検証用のペアです。
 
-
-def score_pairs(run: Run, pairs=None, adapters=ADAPTERS, known=None):
-    """対ごとの成績を、一対につき一行の `pandas.DataFrame` で返します。pairs を省くと検証用の対です。
-
-    logp_{base,warmup,dpo}_{chosen,rejected} は回答の対数確率（nat）、reward_chosen = β (log π - log π_ref) は
-    暗黙の報酬（論文の式 5）、margin は chosen と rejected の報酬の差、correct は margin > 0 です。gap_before と
-    gap_after は、DPO の前後の、chosen と rejected の対数確率の差です（margin = β (gap_after - gap_before)）。
-    known は、始まりが同じ実行の成績で、DPO の前の対数確率は、計算せずにそこから写します。
+    reward_* = β (log π - log π_ref) は暗黙の報酬（論文の式 5、π_ref は SFT のあと）、margin は報酬の差、gap_* は DPO の
+    前後の対数確率の差です。reference は計算済みの SFT のあとの対数確率で、渡すと base の列は省きます。
     """
-    import pandas as pd
-
     pairs = run.eval_pairs if pairs is None else pairs
-    table = pd.DataFrame({name: pairs[name][:] for name in pairs.column_names})
-    for which in adapters:
-        if known is not None and which != "dpo":
-            names = [f"{part}_{side}" for part in (f"logp_{which}", "tokens") for side in ("chosen", "rejected")]
-            table[names] = known[names].to_numpy()
-            continue
-        if which == "warmup" and run.config.sft_epochs == 0 and "base" in adapters:  # SFT を省けば、base と同じ
-            for side in ("chosen", "rejected"):
-                table[f"logp_warmup_{side}"] = table[f"logp_base_{side}"]
-            continue
-        with _using(run.model, which):
-            scored = _pair_logps(run.model, run.tokenizer, pairs, which, run.config.max_length)
-        table[list(scored)] = scored
+    table = pairs.to_pandas()
+    if reference is not None:
+        table[["logp_sft_chosen", "logp_sft_rejected"]] = reference
+    for which in MODELS if reference is None else ("dpo",):
+        with using(run.model, which):
+            logps = pair_logps(run.model, run.tokenizer, pairs, run.config.max_length)
+        table[[f"logp_{which}_chosen", f"logp_{which}_rejected"]] = logps
     for side in ("chosen", "rejected"):
-        table[f"reward_{side}"] = run.config.beta * (table[f"logp_dpo_{side}"] - table[f"logp_warmup_{side}"])
+        table[f"reward_{side}"] = run.config.beta * (table[f"logp_dpo_{side}"] - table[f"logp_sft_{side}"])
     table["margin"] = table["reward_chosen"] - table["reward_rejected"]
     table["correct"] = table["margin"] > 0
-    for name, which in (("gap_before", "warmup"), ("gap_after", "dpo")):
+    for name, which in (("gap_before", "sft"), ("gap_after", "dpo")):
         table[name] = table[f"logp_{which}_chosen"] - table[f"logp_{which}_rejected"]
     return table
 
 
-def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """割合の 95 % 信頼区間です（Wilson, 1927）。0 % や 100 % の近くでも、[0, 1] の外に出ません。"""
-    p, denominator = successes / n, 1 + z * z / n
-    center = (p + z * z / (2 * n)) / denominator
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / denominator
-    return max(0.0, center - half), min(1.0, center + half)
+def generate_responses(prompts, model, tokenizer, max_length: int = 128) -> list[tuple[str, bool]]:
+    """各質問への回答を貪欲法で作り、(回答, EOS まで生成したか) のリストで返します。"""
+    questions = [prompt_tokens(as_prompt(prompt), tokenizer) for prompt in prompts]
+    if (longest := max(map(len, questions))) >= max_length:
+        raise HelperError("long_question", longest=longest, most=max_length)
+    model.eval()
+    return in_batches(partial(generate_batch, model, tokenizer, max_length), questions, lambda ids: 32)
 
 
-def generate_responses(prompts, model, tokenizer, max_length: int = 128, batch_size: int = 64) -> list[tuple]:
-    """各質問への回答を貪欲法で作り、(回答, 自分で終わったか) のリストで返します。
-
-    長さは、学習と同じく、質問と合わせて max_length トークンまでです。
-    """
-    import torch
-    from transformers import GenerationConfig
-
-    prompts = [as_prompt(prompt) for prompt in prompts]
-    texts = [question for question, _ in model_texts(prompts, [""] * len(prompts), tokenizer)]
+def generate_batch(model, tokenizer, max_length: int, questions: list[list[int]]) -> list[tuple[str, bool]]:
     ends = model.generation_config.eos_token_id  # 会話の終わりの印など、EOS のほかにもあるモデルでは、リスト
     ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
-    settings = GenerationConfig(
+    settings = transformers.GenerationConfig(
         do_sample=False, max_length=max_length, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends
     )
-
-    def generate(batch: list) -> list[tuple]:
-        inputs = tokenizer(batch, padding=True, return_tensors="pt").to(model.device)
-        if (longest := inputs["input_ids"].shape[1]) >= max_length:
-            raise HelperError(f"質問が {longest} トークンあり、上限の {max_length} に達します。短くしてください。")
-        with torch.no_grad(), _quiet():
-            output = model.generate(**inputs, generation_config=settings)[:, longest:]
-        ended = torch.isin(output, torch.tensor(ends, device=output.device)).any(1).tolist()
-        answers = tokenizer.batch_decode(output, skip_special_tokens=True)
-        return list(zip((answer.strip() for answer in answers), ended, strict=True))
-
-    side, tokenizer.padding_side = tokenizer.padding_side, "left"
-    model.eval()
-    try:
-        return _in_batches(generate, texts, batch_size)
-    finally:
-        tokenizer.padding_side = side
-
-
-def as_prompt(question: str) -> str:
-    """質問を、学習で使った `質問: …\n回答:` の形に整えます。"""
-    return f"質問: {_bare(question)}\n回答:"
-
-
-def _bare(question: str) -> str:
-    """質問の文だけにします。"""
-    return re.sub(r"\A\s*質問\s*[:：]|\s*回答\s*[:：]\s*\Z", "", question).strip()
+    inputs = tokenizer.pad({"input_ids": questions}, padding_side="left", return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        output = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
+    ended = torch.isin(output, torch.tensor(ends, device=output.device)).any(1).tolist()
+    answers = tokenizer.batch_decode(output, skip_special_tokens=True)
+    return list(zip((answer.strip() for answer in answers), ended, strict=True))
 
 
 def generate_response(prompt: str, model, tokenizer, max_length: int = 128) -> str:
     """質問一つへの回答を返します。`質問:` と `回答:` は、なければ補います。"""
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise HelperError(f"質問が {_shown(prompt)} です。空でない文字列を指定してください。")
-    if any(unicodedata.category(char) == "Cs" for char in prompt):
-        raise HelperError(f"質問が {_shown(prompt)} です。壊れた文字（サロゲートの片方）を除いてください。")
+    if not isinstance(prompt, str) or not prompt.strip() or re.search(r"[\ud800-\udfff]", prompt):
+        raise HelperError("text", name="質問", value=prompt)
     return generate_responses([prompt], model, tokenizer, max_length)[0][0]
 
 
 def chrf(answer: str, reference: str, order: int = 6, beta: float = 2.0) -> float:
     """文字 n-gram の F 値（chrF, Popović 2015）を 0〜100 で返します。空白は数えません。"""
-    texts, scores = ["".join(text.split()) for text in (answer, reference)], []
-    for n in range(1, order + 1):
-        grams = [Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in texts]
-        totals = [sum(g.values()) for g in grams]
-        if all(totals):
-            same = sum((grams[0] & grams[1]).values())
-            scores.append((same / totals[0], same / totals[1]))
-    if not scores:
-        return 0.0
-    precision, recall = (sum(s) / len(scores) for s in zip(*scores, strict=True))
+    texts, rates = ["".join(text.split()) for text in (answer, reference)], []
+    for n in range(1, min(order, *map(len, texts)) + 1):
+        left, right = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in texts)
+        same = (left & right).total()
+        rates.append((same / left.total(), same / right.total()))
+    precision, recall = (sum(rate) / len(rates) for rate in zip(*rates, strict=True)) if rates else (0, 0)
     return 100 * (1 + beta**2) * precision * recall / (beta**2 * precision + recall) if precision + recall else 0.0
 
 
@@ -2227,631 +1359,741 @@ def is_readable(text: str) -> bool:
     return bool(text) and japanese >= 0.3 * len(text) and plain >= 0.9 * len(text)
 
 
-def answer_table(run: Run, pairs=None, known=None):
-    """三つのモデルの回答を並べた表です。列は prompt, chosen, rejected と、ADAPTERS の各名と、各名_ended です。"""
-    import pandas as pd
-
+def answer_table(run: Run, pairs=None):
+    """三つのモデルの回答を並べた表です。列は prompt, chosen, rejected と、MODELS の各名と、各名_ended です。"""
     pairs = run.eval_pairs if pairs is None else pairs
     table = pd.DataFrame({name: pairs[name][:] for name in PAIR_COLUMNS})
-    for which in ADAPTERS:
-        if known is not None and which != "dpo":
-            answers = zip(known[which], known[f"{which}_ended"], strict=True)
-        elif which != "warmup" or run.config.sft_epochs > 0:  # SFT を省いた実行では、SFT のあとも base のまま
-            with _using(run.model, which):
-                answers = generate_responses(pairs["prompt"][:], run.model, run.tokenizer, run.config.max_length)
+    for which in MODELS:
+        with using(run.model, which):
+            answers = generate_responses(pairs["prompt"][:], run.model, run.tokenizer, run.config.max_length)
         table[which], table[f"{which}_ended"] = zip(*answers, strict=True)
     return table
 
 
-def _answer_metrics(table) -> dict:
-    """回答の性質を数えます: 自分で終わる、読める日本語、空、繰り返し、chosen と rejected への近さ（chrF の平均）。"""
-    result = {}
-    for which in ADAPTERS:
-        answers = list(table[which])
-        result[which] = {
-            "ended": float(table[f"{which}_ended"].mean()),
-            "readable": sum(map(is_readable, answers)) / len(answers),
-            "empty": sum(not a for a in answers) / len(answers),
-            "repeats": sum(map(repeats, answers)) / len(answers),
-            "chrf_chosen": sum(map(chrf, answers, table["chosen"])) / len(answers),
-            "chrf_rejected": sum(map(chrf, answers, table["rejected"])) / len(answers),
-        }
-    gains = [chrf(d, c) - chrf(w, c) for d, w, c in zip(table["dpo"], table["warmup"], table["chosen"], strict=True)]
-    result["chrf_gain"], result["chrf_gain_interval"] = sum(gains) / len(gains), bootstrap_interval(gains)
-    return result
+def answer_metrics(table, groups: list) -> dict:
+    """回答の性質の割合です。近さは、chosen との chrF の平均と、それが 70 以上の割合（near_chosen）です。"""
+    near = pd.DataFrame({which: list(map(chrf, table[which], table["chosen"])) for which in MODELS})
+    result = {which: {
+        "near_chosen": float((near[which] >= 70).mean()), "chrf": float(near[which].mean()),
+        "ended": float(table[f"{which}_ended"].mean()), "readable": float(table[which].map(is_readable).mean()),
+        "empty": float((table[which] == "").mean()), "repeats": float(table[which].map(repeats).mean()),
+    } for which in MODELS}  # fmt: skip
+    gains = near["dpo"] - near["base"]
+    return result | {"chrf_gain": float(gains.mean()), "chrf_gain_interval": cluster_interval(gains, groups)}
 
 
-def bootstrap_interval(values: list, repeats: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """平均の 95 % 信頼区間を、復元抽出の繰り返し（ブートストラップ法）で求めます。"""
-    rng = random.Random(seed)
-    means = sorted(sum(rng.choices(values, k=len(values))) / len(values) for _ in range(repeats))
-    return means[int(0.025 * repeats)], means[int(0.975 * repeats) - 1]
+def cluster_interval(values, groups, draws: int = 2000, seed: int = 0) -> list[float]:
+    """平均の 95 % 信頼区間です。グループ（概念）ごと復元抽出します（全問正解なら、概念の数での Wilson 区間です）。"""
+    table = pd.Series(np.asarray(values, float)).groupby(np.asarray(groups)).agg(["sum", "size"]).to_numpy()
+    if np.asarray(values).dtype == bool and len(set(values)) == 1:
+        return list(wilson_interval(len(table) * sum(values) / len(values), len(table)))
+    picks = np.random.default_rng(seed).integers(len(table), size=(draws, len(table)))
+    totals = table[picks].sum(axis=1)  # (draws, 2)
+    return np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975]).tolist()
 
 
-def evaluate_run(run: Run, known: Path | None = None) -> dict:
-    """検証用の対（SFT にも DPO にも出なかった概念）で成績を出し、run の metrics・scores・answers に入れて返します。
+def evaluate_run(run: Run) -> dict:
+    """検証用のペア（SFT にも DPO にも出なかった概念）で成績を出し、run の metrics・scores・answers に入れて返します。
 
-    accuracy_after は、chosen の報酬が rejected の報酬を上回った割合です。logp_accuracy は、モデル自身の対数確率で
-    chosen が上だった割合で、before は元のモデルです。区間は、対を独立とみなした Wilson の 95 % 信頼区間です。
-    known は、始まりが同じ実行のフォルダで、DPO の前の成績と回答は、そこから写します（`sweep` が使います）。
-    """
-    import pandas as pd
-
+    eval_loss は選好の損失（論文の式 7）、accuracy_after は chosen の報酬のほうが大きかった割合、logp_accuracy_* は各
+    モデル自身の対数確率で chosen が上だった割合です。区間は、概念ごとのブートストラップの 95 % 信頼区間です。"""
     if run.metrics:  # 保存した結果を読んだもの
         return run.metrics
-    started = time.perf_counter()
-    before = _known_tables(known)
-    held_out = score_pairs(run, known=before["eval"])
-    reference = None  # GPU での学習の参照は低い精度なので、float32 での採点には使えない
-    if choose_precision()[0] == "fp32":
-        with _using(run.model, "warmup"):
-            reference = _reference(run.model, run.tokenizer, run.train_pairs, run.config)
-    seen = score_pairs(run, run.train_pairs, ("warmup", "dpo"), reference)
+    started, groups = time.perf_counter(), pair_groups(run.eval_pairs)
+    held_out, seen = score_pairs(run), score_pairs(run, run.train_pairs, run.reference)
     run.scores = pd.concat([held_out.assign(split="eval"), seen.assign(split="train")], ignore_index=True)
-    run.answers = answer_table(run, known=before["answers"])
-    losses = [row["loss/preference"] for row in run.history]
-    n, hits = len(held_out), int(held_out["correct"].sum())
-    run.metrics = {
-        "first_loss": losses[0], "final_loss": sum(losses[-25:]) / len(losses[-25:]),
-        "train_pairs": len(run.train_pairs), "eval_pairs": n,
-        "accuracy_after": hits / n, "accuracy_interval": wilson_interval(hits, n),
-        "accuracy_train": float(seen["correct"].mean()),
-        "logp_accuracy_before": float((held_out["logp_base_chosen"] > held_out["logp_base_rejected"]).mean()),
-        "logp_accuracy_after": float((held_out["logp_dpo_chosen"] > held_out["logp_dpo_rejected"]).mean()),
-        "accuracy_by_flaw": _accuracy_by(held_out, "flaw"), "accuracy_by_domain": _accuracy_by(held_out, "domain"),
-        "margin_after": float(held_out["margin"].mean()), "drift": float(_drift(held_out).mean()),
-        "answers": _answer_metrics(run.answers),
+    run.answers = answer_table(run)
+    lengths = [len(tokenize_pair(row, run.tokenizer)["chosen_ids"]) for row in run.eval_pairs]
+    by_flaw = held_out.groupby("flaw")["correct"].agg(["mean", "size"]) if "flaw" in held_out else held_out[:0]
+    columns = {
+        "eval_loss": np.logaddexp(0, -held_out["margin"]), "accuracy_after": held_out["correct"],
+        "accuracy_train": seen["correct"], "margin_after": held_out["margin"], "margin_size": held_out["margin"].abs(),
+        "drift": (held_out["logp_dpo_chosen"] - held_out["logp_sft_chosen"]) / lengths,
+    }  # fmt: skip
+    for which in MODELS:
+        columns[f"logp_accuracy_{which}"] = held_out[f"logp_{which}_chosen"] > held_out[f"logp_{which}_rejected"]
+    logged = [row["loss/preference"] for row in run.history]
+    run.metrics = {"first_loss": logged[0], "final_loss": sum(logged[-25:]) / len(logged[-25:])}
+    run.metrics |= {name: float(values.mean()) for name, values in columns.items()} | {
+        "eval_loss_interval": cluster_interval(columns["eval_loss"], groups),
+        "accuracy_interval": cluster_interval(held_out["correct"], groups),
+        "accuracy_by_flaw": {name: [float(mean), int(size)] for name, mean, size in by_flaw.itertuples()},
+        "train_pairs": len(seen), "eval_pairs": len(held_out), "answers": answer_metrics(run.answers, groups),
     }  # fmt: skip
     run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
-    run.metrics |= run.timing | {"total_seconds": run.timing["total_seconds"] + time.perf_counter() - started}
+    run.metrics |= run.timing | {"evaluate_seconds": time.perf_counter() - started}
+    run.metrics["total_seconds"] = sum(run.metrics[f"{name}_seconds"] for name in ("sft", "train", "evaluate"))
     return run.metrics
 
 
-def _known_tables(folder: Path | None) -> dict:
-    import pandas as pd
-
-    if folder is None:
-        return dict.fromkeys(("eval", "answers"))
-    scores, answers = (pd.DataFrame(_read_lines(folder / name)) for name in ("pairs.jsonl", "answers.jsonl"))
-    return {"eval": scores[scores["split"] == "eval"], "answers": answers}
-
-
-def _accuracy_by(scores, column: str) -> dict[str, list]:
-    """column の値ごとの [正解率, 対の数] です。列がないか、値が 12 種類を超えれば空です。"""
-    if column not in scores or scores[column].nunique() > 12:
-        return {}
-    table = scores.groupby(column)["correct"].agg(["mean", "size"])
-    return {name: [float(mean), int(size)] for name, mean, size in table.itertuples()}
-
-
-def _drift(scores):
-    """参照モデルからの隔たり: chosen の対数確率の、一トークンあたりの変化（nat）です。"""
-    return (scores["logp_dpo_chosen"] - scores["logp_warmup_chosen"]) / scores["tokens_chosen"]
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """割合の 95 % 信頼区間です（Wilson, 1927）。数が少なく 0 % や 100 % でも、幅が 0 になりません。"""
+    p, denominator = successes / n, 1 + z * z / n
+    center = (p + z * z / (2 * n)) / denominator
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / denominator
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def judge(metrics: dict) -> tuple[str, str]:
-    """(判定, 理由) を返します。
+    """(判定, 理由) を返します。差の向きだけでなく、大きさを見ます。
 
-    学習した: 検証の正解率の 95 % 区間が、まるごと 50 % より上。
-    暗記した: それは満たさないが、学習用の対では 75 % 以上正解する。
-    信号なし: どちらでもない。
+    学習した: 検証の選好の損失が ln 2 より 0.05 以上小さく、その区間も正解率の区間も、でたらめの値を含まない。
+    ほとんど変化していない: 検証のマージンの大きさが、平均で 0.1 に満たない。
+    過学習の疑い: どちらでもなく、学習用のペアでは 75 % 以上正解する。
+    効果を確認できない: どれでもない。
     """
-    low, high = metrics["accuracy_interval"]
-    accuracy = f"{metrics['accuracy_after']:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）"
-    seen = f"検証用の {metrics['eval_pairs']} 対で正解率 {accuracy}"
+    (low, high), (_, loss_high) = metrics["accuracy_interval"], metrics["eval_loss_interval"]
     if not math.isfinite(metrics["final_loss"] + metrics["margin_after"]):
-        return "信号なし", "損失かマージンが NaN になり、判定できません。学習率か lora_alpha を半分にしてください。"
-    if low > 0.5:
-        return "学習した", f"{seen}で、区間がまるごと 50 % より上にあります。"
+        return "効果を確認できない", say("nan")
+    if metrics["eval_loss"] <= math.log(2) - 0.05 and loss_high < math.log(2) and low > 0.5:
+        return "学習した", say("learned", **metrics)
+    if metrics["margin_size"] < 0.1:
+        return "ほとんど変化していない", say("hardly_moved", **metrics)
     if metrics["accuracy_train"] >= 0.75:
-        return "暗記した", f"学習用では {metrics['accuracy_train']:.1%} 正解するのに、{seen}で、50 % を上回りません。"
-    if high < 0.5:
-        return "信号なし", f"{seen}で、50 % を下回っています。chosen と rejected が逆でないか確かめてください。"
-    return "信号なし", f"{seen}で、50 % と区別できず、学習用でも {metrics['accuracy_train']:.1%} です。"
+        return "過学習の疑い", say("overfitted", **metrics)
+    return "効果を確認できない", say("worse" if high < 0.5 else "no_effect", **metrics)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# 表: ノートブックに出す日本語の表です。
+# ======== 表: ノートブックに出す日本語の表です。
 
 COLUMN_NAMES = {
     "prompt": "質問", "chosen": "よい回答（chosen）", "rejected": "よくない回答（rejected）", "flaw": "欠点",
-    "gap_before": "差（前）", "gap_after": "差（後）", "margin": "マージン",
-    "base": "元のモデル", "warmup": "SFT のあと", "dpo": "DPO のあと", "dpo_left": "左の実行", "dpo_right": "右の実行",
+    "gap_before": "差（DPO の前）", "gap_after": "差（DPO のあと）", "margin": "マージン",
+    "base": "元のモデル", "sft": "SFT のあと", "dpo": "DPO のあと",
+    "ended": "EOS まで生成した割合", "readable": "読める日本語", "empty": "空", "repeats": "繰り返し",
+    "chrf": "chosen との chrF", "near_chosen": "chrF 70 以上",
 }  # fmt: skip
 
 
-def show_table(table, note: str = ""):
+def show_table(table):
     """表を、折り返しと左ぞろえで表示するための形（`pandas` の Styler）にします。中の HTML は文字のまま表示します。
 
-    COLUMN_NAMES にある列は日本語の名前にし、質問の前後の決まり文句を省きます。note は、表の上に置く注意です。
+    COLUMN_NAMES にある列は日本語の名前にし、質問の前後の決まり文句を省きます。
     """
     table = table.copy()
     if "prompt" in table:
-        table["prompt"] = table["prompt"].str.removeprefix("質問: ").str.removesuffix("\n回答:")
+        table["prompt"] = table["prompt"].map(bare_question)
     if "flaw" in table:
-        table["flaw"] = table["flaw"].map(lambda flaw: FLAWS.get(flaw, flaw))
+        table["flaw"] = table["flaw"].replace(FLAWS)
     cells = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
-    heads = [{"selector": "th", "props": [("text-align", "left")]}]
     styled = table.rename(columns=COLUMN_NAMES).style.format(escape="html", precision=3, thousands=",")
-    return styled.set_properties(**cells).set_table_styles(heads).set_caption(note).hide()
+    return styled.set_properties(**cells).hide()
 
 
-def example_pairs(pairs):
-    """読んでみるための対の表です。欠点が 12 種類までなら一つずつ、ほかは最初の三つです。"""
-    table = pairs.to_pandas()
-    few = "flaw" in table and 1 < table["flaw"].nunique() <= 12
-    table = table.drop_duplicates("flaw") if few else table.head(3)
-    return table[[name for name in ("prompt", "chosen", "rejected", "flaw") if name in table]]
+# ======== 図: Colab の matplotlib には日本語の字形がないため、図の中は英語（TRL の指標名）で書きます。
 
 
-def worst_pairs(run: Run, count: int = 20, split: str = "eval"):
-    """検証用（split="train" なら学習用）の対のうち、マージンの小さい順に count 件の表です。
-
-    学習用では、chosen と rejected が逆の行が、ここに集まります。
-    """
-    table = run.scores[run.scores["split"] == split].nsmallest(count, "margin")
-    return table[[name for name in (*PAIR_COLUMNS, "flaw", "gap_before", "gap_after", "margin") if name in table]]
-
-
-def example_answers(run: Run, count: int = 6):
-    """検証用の質問への回答の表です。三分の二は初めから順に、残りは DPO のあとの回答が chosen から遠い順です。"""
-    closeness = [chrf(answer, good) for answer, good in zip(run.answers["dpo"], run.answers["chosen"], strict=True)]
-    first = run.answers.head(count - count // 3)
-    failed = run.answers.assign(closeness=closeness).drop(first.index).nsmallest(count // 3, "closeness")
-    return run.answers.loc[[*first.index, *failed.index], ["prompt", "chosen", *_compared(run)]]
-
-
-def quality_table(run: Run):
-    """検証用の質問への回答の性質の表です（割合は 0〜1、chrF は 0〜100）。"""
-    import pandas as pd
-
-    names = {"ended": "書き終えた", "empty": "空", "repeats": "繰り返し", "chrf_chosen": "chosen との chrF",
-             "chrf_rejected": "rejected との chrF", "readable": "読める日本語"}  # fmt: skip
-    rows = [{"モデル": COLUMN_NAMES[which]} | run.metrics["answers"][which] for which in _compared(run)]
-    return pd.DataFrame(rows).rename(columns=names)
-
-
-def _compared(run: Run) -> list[str]:
-    """比べる意味のあるモデルです。SFT を省いた実行では、SFT のあとは元のモデルと同じなので除きます。"""
-    return [which for which in ADAPTERS if which != "warmup" or run.config.sft_epochs > 0]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 図: Colab の matplotlib には日本語の字形がないため、図の中は英語（TRL の指標名）で書きます。
-
-
-def plot_lengths(pairs, tokenizer, max_length: int):
-    """質問と回答を合わせたトークン数の分布と、上限の図を返します。"""
-    from matplotlib.figure import Figure
-
-    lengths = token_lengths(pairs, tokenizer)
-    figure = Figure(figsize=(8, 3), layout="constrained")
-    axis = figure.subplots()
-    bins = range(0, max(max_length, *lengths["chosen"], *lengths["rejected"]) + 5, 4)
-    axis.hist(lengths["chosen"], bins=bins, color="C0", alpha=0.6, label="prompt + chosen")
-    axis.hist(lengths["rejected"], bins=bins, color="C1", histtype="step", linewidth=2, label="prompt + rejected")
-    axis.axvline(max_length, color="0.2", linestyle=":", label=f"max_length = {max_length}")
-    axis.set(xlabel="tokens", ylabel="pairs", title="Length of each text (everything right of the dotted line is cut)")
-    axis.legend(fontsize=9)
-    return figure
+PANELS = {  # 図の題: (ログの名前, 点線の値の名前)。点線は、学習を始める瞬間の値
+    "Preference loss": (["loss/preference"], "no preference yet"),
+    "How often chosen wins": (["rewards/accuracies"], "chance"),
+    "Gap: chosen minus rejected": (["rewards/margins"], "no preference yet"),
+    "Implicit rewards": (["rewards/chosen", "rewards/rejected"], "reference model"),
+}
 
 
 def plot_history(run: Run):
-    """学習の経過（損失、正解率、マージン、報酬）の図を返します。"""
-    return _history_figure(run.history, run.config.effective_batch_size)
+    """DPO の経過の図を返します。"""
+    return history_figure(run.history, run.config.effective_batch_size, run.history[-1]["step"])
 
 
-def _history_figure(history: list, batch_size: int, last_step: int | None = None):
-    """学習の経過を四つの図で描きます。細い線は一回の更新ごとの値、太い線は直近 50 対の平均です。"""
-    from matplotlib.figure import Figure
-
-    figure, window = Figure(figsize=(10, 6)), math.ceil(50 / batch_size)
-    figure.subplots_adjust(0.05, 0.09, 0.98, 0.94, 0.14, 0.22)  # 自動の配置は、描くたびに倍の時間がかかる
-    steps = [row["step"] for row in history]
-
-    def line(axis, key, color, label=None, style="-"):
-        values = [row[key] for row in history]
-        smooth = [sum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
-        axis.plot(steps, values, color=color, alpha=0.2, linewidth=0.8)
-        axis.plot(steps, smooth, style, color=color, linewidth=2, label=label or key)
-
-    loss, accuracy, margin, reward = figure.subplots(2, 2, sharex=True).flat
-    line(loss, "loss/preference", "C0", "preference loss (mean of last 50 pairs)")
-    start = history[0]["loss/preference"]  # sigmoid なら ln 2
-    loss.axhline(start, color="0.4", linestyle=":", label=f"start = {start:.3f} (no preference yet)")
-    line(accuracy, "rewards/accuracies", "C2", "rewards/accuracies (last 50 pairs)")
-    accuracy.axhline(0.5, color="0.4", linestyle=":", label="chance = 0.5")
-    accuracy.set_ylim(0, 1.05)
-    line(margin, "rewards/margins", "C4")
-    line(reward, "rewards/chosen", "C0")
-    line(reward, "rewards/rejected", "C1", style="--")
-    titles = ("Preference loss", "How often chosen wins", "Gap: chosen minus rejected", "Implicit rewards")
-    for axis, title in zip((loss, accuracy, margin, reward), titles, strict=True):
-        axis.set_title(title, fontsize=11)
+def history_figure(history: list, batch_size: int, last_step: int):
+    """学習の経過の図です。薄い線は 1 ステップごと、濃い線は直近 50 ペアの平均です。SFT では損失だけを描きます。"""
+    table, window = pd.DataFrame(history).set_index("step"), math.ceil(50 / batch_size)
+    panels = PANELS if "rewards/margins" in table else {"SFT loss per token": (["loss"], "start")}
+    figure = figures.Figure(figsize=(10, 6) if len(panels) > 1 else (6, 3))
+    figure.subplots_adjust(0.08, 0.13 if len(panels) > 1 else 0.2, 0.98, 0.9, 0.14, 0.26)  # 自動の配置は遅い
+    figure.supxlabel("optimizer step (thick line: mean of the last 50 pairs)", fontsize=10)
+    axes = figure.subplots(math.ceil(len(panels) / 2), min(2, len(panels)), sharex=True, squeeze=False).flat
+    for axis, (title, (names, meaning)) in zip(axes, panels.items(), strict=True):
+        start = 0.5 if meaning == "chance" else table[names[0]].iloc[0]
+        axis.axhline(start, color="0.4", linestyle=":", label=f"{start:.3g}: {meaning}")
+        for name, color, line in zip(names, ("C0", "C1"), ("-", "--"), strict=False):
+            axis.plot(table[name], color=color, alpha=0.2, linewidth=0.8)
+            axis.plot(table[name].rolling(window, min_periods=1).mean(), line, color=color, linewidth=2, label=name)
+        axis.set(title=title, xlim=(0, last_step))
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    for axis in (margin, reward):
-        axis.axhline(0, color="0.4", linestyle=":")
-        axis.set(xlabel="optimizer step", xlim=(0, last_step or steps[-1]))
     return figure
 
 
 def plot_margins(run: Run):
-    """検証用の対の、マージンの分布と、欠点ごとの正解率（95 % 区間つき）の図を返します。"""
-    from matplotlib.figure import Figure
-
-    held_out = run.scores[run.scores["split"] == "eval"]
-    by_flaw = run.metrics["accuracy_by_flaw"]
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    axes = figure.subplots(1, 2 if by_flaw else 1, squeeze=False)[0]
-    low, high = min(0.0, held_out["margin"].min()), max(0.0, held_out["margin"].max())
-    width = (high - low) / 30 or 1.0
-    edges = [width * i for i in range(math.floor(low / width), math.ceil(high / width) + 2)]  # 0 を境目に含める
-    for correct, color, hatch in ((True, "C0", None), (False, "C1", "//")):
-        values = held_out["margin"][held_out["correct"] == correct]
-        label = f"{'chosen' if correct else 'rejected'} preferred: {len(values)}"
-        axes[0].hist(values, bins=edges, color=color, hatch=hatch, label=label)
-    axes[0].axvline(0, color="0.2", linestyle=":")
-    axes[0].set(xlabel="rewards/margins", ylabel="pairs", title="Margins on held-out pairs")
-    axes[0].legend(fontsize=9)
-    if by_flaw:
-        names = sorted(by_flaw, key=lambda name: by_flaw[name][0])
-        for y, name in enumerate(names):
-            mean, n = by_flaw[name]
-            low, high = wilson_interval(mean * n, n)
-            axes[1].plot([low, high], [y, y], color="C0", linewidth=3, alpha=0.5)
-            axes[1].plot(mean, y, "o", color="C0")
-        axes[1].set_yticks(range(len(names)), [f"{name} (n={by_flaw[name][1]})" for name in names])
-        axes[1].axvline(0.5, color="0.4", linestyle=":", label="chance = 0.5")
-        axes[1].legend(loc="lower left", fontsize=9)
-        axes[1].set(xlim=(0, 1.02), xlabel="accuracy, 95% interval", title="Held-out accuracy by flaw")
-        axes[1].grid(axis="x", alpha=0.3)
+    """検証用のペアの、マージンの分布と、欠点ごとの正解率（95 % 信頼区間つき）の図を返します。"""
+    held_out, by_flaw = run.scores[run.scores["split"] == "eval"], run.metrics["accuracy_by_flaw"]
+    by_flaw = by_flaw or {"all": [held_out["correct"].mean(), len(held_out)]}
+    figure = figures.Figure(figsize=(11, 4), layout="constrained")
+    margins, flaws = figure.subplots(1, 2)
+    limit = held_out["margin"].abs().max() or 1.0
+    sides = [held_out["margin"][held_out["margin"] > 0], held_out["margin"][held_out["margin"] <= 0]]
+    labels = [f"{side} preferred: {len(values)}" for side, values in zip(("chosen", "rejected"), sides, strict=True)]
+    margins.hist(sides, bins=[limit * i / 20 for i in range(-20, 21)], stacked=True, label=labels)  # 0 を境目に含める
+    margins.axvline(0, color="0.2", linestyle=":")
+    margins.set(xlabel="rewards/margins", ylabel="pairs", title="Margins on held-out pairs")
+    margins.legend(fontsize=9)
+    flaws.axvline(0.5, color="0.4", linestyle=":", label="chance = 0.5")
+    for name, (mean, size) in sorted(by_flaw.items(), key=lambda item: item[1][0]):
+        low, high = wilson_interval(mean * size, size)
+        flaws.plot([low, high], [f"{name} (n={size})"] * 2, color="C0", linewidth=4, alpha=0.4)
+        flaws.plot(mean, f"{name} (n={size})", "o", color="C0")
+    flaws.set(xlim=(0, 1.02), xlabel="accuracy, 95% interval", title="Held-out accuracy by flaw")
+    flaws.legend(loc="lower left", fontsize=9)
     return figure
-
-
-STYLES = ("-", "--", "-.", ":")  # 白黒でも見分けられるように、色と線の形と印を、そろえて変える
-MARKERS = "osD^vP"
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # 色覚によらず見分けやすい Okabe-Ito の色
-SHOWN = {"accuracy_after": ("Held-out accuracy", "{:.1%}"), "chrf": ("Answers: chrF to chosen", "{:.1f}")}  # 題と書式
 
 
 def plot_sweep(results):
-    """`sweep` の表の図を返します。左から、学習の経過、検証の正解率（最大に星）、検証の回答の chosen との chrF です。
+    """`sweep` の表の図を返します。左から、学習の経過、検証の正解率、検証の回答の chosen との chrF です。
 
-    二つの数の項目のすべての組を変えたときは、正解率と chrF を色の表（ヒートマップ）にします。ほかは、種の平均に、種ごと
-    の最小と最大の棒を付けます（種が一つなら、正解率だけに 95 % 区間）。縦の短い線は、学習用の対での正解率です。
+    点はシードの平均、横棒はシードごとの最小から最大（一つなら、正解率の 95 % 信頼区間）、縦の短い線は学習用のペアでの
+    正解率です。損失の種類を変えたときは、損失どうしを比べられないので、経過には正解率を描きます。
     """
-    from matplotlib.figure import Figure
-
-    varied = _varied(results)
-    labels, groups = zip(*_groups(results), strict=True)
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
-    curves, *summaries = figure.subplots(1, 3, width_ratios=(5, 4, 3))
-    _draw_curves(curves, groups, "loss_type" in varied)
-    if len(varied) == 2 and results[varied].map(lambda value: isinstance(value, (int, float))).all(axis=None):
-        tables = [results.pivot_table(key, *varied) for key in SHOWN]
-        if tables[0].size == len(groups):  # すべての組み合わせがある
-            for axis, key, table in zip(summaries, SHOWN, tables, strict=True):
-                _draw_heat_map(axis, table, *SHOWN[key])
-            curves.legend(labels, fontsize=8)
-            return figure
-    for axis, key in zip(summaries, SHOWN, strict=True):
-        _draw_means(axis, groups, key)
-    summaries[0].set_yticks(range(len(groups)), [label.replace(", ", "\n") or "default" for label in labels])
-    summaries[1].set_yticks([])
+    figure, groups = figures.Figure(figsize=(14, 4.6), layout="constrained"), setting_groups(results)
+    curve, accuracy, closeness = figure.subplots(1, 3, width_ratios=(5, 4, 3))
+    key = "rewards/accuracies" if "loss_type" in results and results["loss_type"].nunique() > 1 else "loss/preference"
+    for i, rows in enumerate(groups.values()):
+        history = pd.DataFrame(read_lines(Path(rows["folder"].iloc[0]) / "history.jsonl"))
+        style = {"color": f"C{i}", "linestyle": ("-", "--", "-.", ":")[i % 4], "marker": "osD^vP"[i % 6]}
+        mean = history[key].rolling(max(1, len(history) // 8), min_periods=1).mean()
+        curve.plot(100 * history["step"] / history["step"].max(), mean, **style, markevery=(0.1 * (i % 5), 0.25))
+        for axis, name in ((accuracy, "accuracy_after"), (closeness, "chrf")):
+            alone = len(rows) == 1 and axis is accuracy
+            ends = rows[["accuracy_low", "accuracy_high"]].iloc[0] if alone else rows[name]
+            axis.plot([ends.min(), ends.max()], [i, i], color=style["color"], linewidth=4, alpha=0.4)
+            axis.plot(rows[name].mean(), i, style["marker"], color=style["color"])
+            axis.annotate(f"{rows[name].mean():.3g}", (rows[name].mean(), i), (0, 8), textcoords="offset points")
+        accuracy.plot(rows["accuracy_train"].mean(), i, "|", color="0.2", markersize=14)
+    labels = [label.replace(", ", "\n") or "baseline" for label in groups]
+    curve.set(xlabel="training progress (%)", ylabel=key, title="Training (moving average, first seed)")
+    accuracy.set(xlim=(0, 1.05), ylim=(len(labels) - 0.5, -0.7), title="Held-out accuracy (|: training pairs)")
+    accuracy.set_yticks(range(len(labels)), labels)
+    closeness.set(xlim=(0, 105), ylim=(len(labels) - 0.5, -0.7), yticks=[], title="Answers: chrF to chosen")
     return figure
 
 
-def _varied(results) -> list[str]:
-    """表の、変えた項目の列です。"""
-    return list(results.columns[: results.columns.get_loc("seed")])
+def setting_groups(results) -> dict:
+    """終わった実行の行を、シードのほかは同じ設定ごとに分けた {設定の呼び名: 行} です。"""
+    if results["error"].notna().all():
+        raise HelperError("no_runs", reason=results["error"].iloc[0])
+    varied = list(results.columns[: results.columns.get_loc("seed")])
+    done = results[results["error"].isna()]
+    labels = [setting_label(row) for row in done[varied].to_dict("records")]
+    return {label: done[[each == label for each in labels]] for label in dict.fromkeys(labels)}
 
 
-def _groups(results) -> list[tuple]:
-    """終わった実行を、種のほかは同じ設定ごとに、(設定の呼び名, 行) にまとめます。"""
-    _refuse_failed(results)
-    varied, done = _varied(results), results[results["error"].isna()]
-    groups = [rows for _, rows in done.groupby(varied, sort=False, dropna=False)] if varied else [done]
-    return [(_label(varied, rows[varied].iloc[0]), rows) for rows in groups]
-
-
-def _label(names, values) -> str:
+def setting_label(settings: dict) -> str:
     return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
-                     for name, value in zip(names, values, strict=True) if value == value)  # fmt: skip
+                     for name, value in settings.items() if value == value and value is not None)  # fmt: skip
 
 
-def _draw_curves(axis, groups: list, several_losses: bool) -> None:
-    """それぞれの設定の、最初の種の経過です。損失の種類を変えたときは、損失どうしを比べられないので、正解率を描きます。
-
-    横軸は学習の進み（％）です。更新の回数が違う設定も、重ねて見られます。
-    """
-    key = "rewards/accuracies" if several_losses else "loss/preference"
-    histories = [_read_lines(Path(rows["folder"].iloc[0]) / "history.jsonl") for rows in groups]
-    for i, history in enumerate(histories):
-        window = max(1, len(history) // 8)
-        values = [recent(history[:n], key, 1, window) for n in range(1, len(history) + 1)]
-        progress = [100 * row["step"] / history[-1]["step"] for row in history]
-        axis.plot(progress, values, STYLES[i % 4], color=COLORS[i % 6], marker=MARKERS[i % 6],
-                  markevery=(0.1 * (i % 5), 0.25))  # fmt: skip
-    start = 0.5 if several_losses else histories[0][0][key]  # sigmoid なら ln 2
-    name = "chance" if several_losses else "first loss"
-    axis.axhline(start, color="0.4", linestyle=":")
-    axis.annotate(f"{name} = {start:.3g}", (0, start), (0, 3), textcoords="offset points", fontsize=8)
-    axis.set(xlabel="training progress (%)", ylabel=key, title="Training (moving average, first seed)")
-    axis.grid(alpha=0.3)
+# ======== 保存と読み込み: 何でも仮の名前に書いてから名前を変えるので、途中で切れても書きかけは残りません。
 
 
-def _draw_heat_map(axis, table, title: str, form: str) -> None:
-    image, values = axis.imshow(table, cmap="cividis", aspect="auto"), table.to_numpy()
-    best, middle = values.max(), (values.max() + values.min()) / 2
-    for y, row in enumerate(values):
-        for x, value in enumerate(row):
-            text = form.format(value) + ("\n★" if value == best else "")
-            axis.text(x, y, text, ha="center", va="center", color="k" if value > middle else "w")
-    axis.set_xticks(range(table.shape[1]), [f"{value:g}" for value in table.columns])
-    axis.set_yticks(range(table.shape[0]), [f"{value:g}" for value in table.index])
-    axis.set(xlabel=table.columns.name, ylabel=table.index.name, title=f"{title} (★ best)")
-    axis.figure.colorbar(image, ax=axis)
-
-
-def _draw_means(axis, groups: list, key: str) -> None:
-    """色と印は `_draw_curves` の線とそろえるので、縦軸の名前が線の凡例を兼ねます。"""
-    title, form = SHOWN[key]
-    is_rate, several = key == "accuracy_after", any(len(rows) > 1 for rows in groups)
-    means = [rows[key].mean() for rows in groups]
-    for y, (mean, rows) in enumerate(zip(means, groups, strict=True)):
-        color, star = COLORS[y % 6], " ★" if is_rate and mean == max(means) else ""
-        axis.plot(mean, y, MARKERS[y % 6], color=color)
-        axis.annotate(form.format(mean) + star, (mean, y), (0, 8), textcoords="offset points", ha="right", fontsize=9)
-        if several or is_rate:
-            ends = rows[key].agg(["min", "max"]) if several else rows[["accuracy_low", "accuracy_high"]].iloc[0]
-            axis.plot(ends, [y, y], color=color, linewidth=4, alpha=0.4)
-        if is_rate:
-            axis.plot(rows["accuracy_train"].mean(), y, "|", color="0.2", markersize=14)
-    if is_rate:
-        bars = "bar: min to max over seeds" if several else "bar: 95% interval"
-        axis.set(xlim=(0, 1.05), xlabel=f"accuracy ({bars}, |: training pairs)", title=f"{title} (★ best)")
-        axis.axvline(0.5, color="0.4", linestyle=":")
-    else:
-        axis.set(xlim=(0, 105), xlabel="chrF (0 to 100, higher: closer to chosen)", title=title)
-    axis.set_ylim(len(groups) - 0.5, -0.7)
-    axis.grid(axis="x", alpha=0.3)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 保存と読み込み: 何でも仮の名前に書いてから名前を変えるので、途中で切れても書きかけは残りません。
-
-
-_NOT_HASHED = ("output_dir", "dataset", "report_to")  # データは、名前ではなく中身で見分ける
-
-
-def _identity(config: Config, pairs) -> str:
-    """結果を左右するもの（設定と、データの中身）のハッシュです。"""
-    settings = asdict(config.resolved())
-    settings = {k: float(v) if isinstance(v, int) else v for k, v in settings.items() if k not in _NOT_HASHED}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name in sorted({"prompt", "chosen", "rejected", "concept"} & set(pairs.column_names)):
-        digest.update(json.dumps(pairs[name][:], ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+def run_identity(config: Config, pairs) -> str:
+    """結果を左右するもの（設定と、データの中身）のハッシュです。データは、名前ではなく中身で見分けます。"""
+    settings = asdict(replace(config.resolved(), output_dir="-", dataset="-", report_to="none"))
+    columns = pairs.select_columns(sorted({*PAIR_COLUMNS, "concept"} & set(pairs.column_names)))
+    settings = {name: float(value) if type(value) is int else value for name, value in settings.items()}
+    text = json.dumps([settings, columns.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def run_folder(config: Config, pairs, parent="runs") -> str:
     """設定とデータから決まる、結果のフォルダの名前です。どちらかを変えると、別のフォルダになります。"""
     model = re.sub(r"[^\w.-]", "_", Path(config.base_model).name)[:50]
-    return f"{parent}/{model}-{_identity(config, pairs)[:8]}"
+    return f"{parent}/{model}-{run_identity(config, pairs)[:8]}"
 
 
 def is_finished(config: Config, pairs) -> bool:
-    """config.output_dir に、同じ設定とデータの、保存を終えた実行があるかどうかです。別の実行なら HelperError です。"""
-    folder = Path(config.output_dir)
-    _check_folder(folder, _identity(config, pairs))
+    """config.output_dir に、同じ設定とデータの終わった実行があるかどうかです。別のものがあれば HelperError です。"""
+    folder, saved = config.folder, {}
+    with explained("cannot_write", folder=folder):
+        if not folder.exists() or not any(folder.iterdir()):
+            return False
+    with contextlib.suppress(OSError, ValueError):
+        saved = json.loads((folder / "config.json").read_text("utf-8"))
+    if saved.get("identity") != run_identity(config, pairs):
+        raise HelperError("other_run", folder=folder, what="設定かデータの違う実行" if saved else "別のもの")
     return (folder / "metrics.json").is_file()
 
 
-def _check_folder(folder: Path, identity: str) -> None:
-    """フォルダが空か、同じ設定とデータの実行のものでなければ、HelperError にします。"""
-    with _explained(f"フォルダ {folder} を読めません", "読み書きできる場所を output_dir に指定してください。"):
-        if folder.exists() and not folder.is_dir():
-            raise HelperError(f"{folder} はフォルダではありません。別の output_dir を指定してください。")
-        if not folder.exists() or all(path.name == ".lock" or path.suffix == ".tmp" for path in folder.iterdir()):
-            return
-    saved = {}
-    with contextlib.suppress(OSError, ValueError):
-        saved = json.loads((folder / "config.json").read_text("utf-8"))
-    if "identity" not in saved:
-        raise HelperError(f"フォルダ {folder} に別のものがあります。空のフォルダを output_dir に指定してください。")
-    if saved["identity"] != identity:
-        raise HelperError(f"フォルダ {folder} に設定かデータの違う実行があります。別の output_dir を指定してください。")
-
-
-def _claim_folder(folder: Path, config: Config, identity: str):
-    """フォルダを作って鍵をかけ、設定を書きます。鍵は、返したものが捨てられるかプロセスが終わると外れます。"""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock", timeout=0, is_singleton=True)  # 同じノートブックでの学習のやり直しは許す
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise HelperError(
-            f"フォルダ {folder} は、別の実行が使っています。終わるのを待つか、別の output_dir を指定してください。"
-        ) from error
-    except OSError as error:
-        raise HelperError(
-            f"フォルダ {folder} に書けません（{type(error).__name__}）。書ける場所を output_dir に指定してください。"
-        ) from error
-    _check_folder(folder, identity)  # モデルを用意する間に、別の実行が始めて終えたかもしれない
-    settings = asdict(config) | {"identity": identity}
-    _save_text(folder / "config.json", json.dumps(settings, ensure_ascii=False, indent=2))
-    return lock
+def claim_folder(config: Config, pairs, *base) -> None:
+    """フォルダを作り、設定（offline-tiny では元のモデルとトークナイザ base も）を書きます。"""
+    with explained("cannot_write", folder=config.folder):
+        config.folder.mkdir(parents=True, exist_ok=True)
+        settings = asdict(config) | {"identity": run_identity(config, pairs)}
+        save_text(config.folder / "config.json", json.dumps(settings, ensure_ascii=False, indent=2))
+    if base and config.base_model == OFFLINE_TINY and not (config.folder / "base").is_dir():
+        save_whole(config.folder / "base", *(part.save_pretrained for part in base))
 
 
 @contextlib.contextmanager
-def _writing(folder: Path):
+def disk_errors(folder: Path):
     """ディスクがいっぱい、書けない、途中でフォルダが消えた、などの誤りを、HelperError に直します。"""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except HelperError:
+    except (HelperError, ConnectionError, TimeoutError):
         raise
-    except Exception as error:
-        of_disk = isinstance(error, OSError) and error.errno and not isinstance(error, (ConnectionError, TimeoutError))
-        of_library = re.search("inline_container|os error", str(error))  # torch.save と、Rust のライブラリ
-        if not (of_disk or of_library or isinstance(error, SafetensorError)):
-            raise
-        raise HelperError(
-            f"フォルダ {folder} の読み書きに失敗しました（{_reason(error)}）。ディスクの空きとフォルダを確かめて、"
-            "もう一度実行してください。保存した所から続けます。"
-        ) from error
+    except Exception as error:  # torch.save と safetensors（Rust）の書き込みの失敗は、OSError にならない
+        if isinstance(error, OSError) or re.search("inline_container|os error", str(error)):
+            raise HelperError("disk", folder=folder, reason=reason_of(error)) from error
+        raise
 
 
-def _save_text(path: Path, text: str) -> None:
+def save_text(path: Path, text: str) -> None:
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 
 
-def _save_whole(folder: Path, *savers) -> None:
+def save_whole(folder: Path, *savers) -> None:
     """savers に仮のフォルダへ書かせ、すべて終わってから folder に名前を変えます。"""
     draft = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    with _quiet():
-        for saver in savers:
-            saver(draft)
+    for saver in savers:
+        saver(draft)
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
 
 
-def save_run(run: Run, folder=None) -> Path:
-    """アダプタ、指標、経過、対ごとの成績、回答、環境、図、説明書を保存し、フォルダを返します。metrics.json が最後です。
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
-    もう保存が終わっているフォルダは、書き直しません。
+
+def save_run(run: Run) -> Path:
+    """アダプタ、指標、経過、ペアごとの成績、回答、環境、図、モデルカードを保存し、フォルダを返します。
+
+    metrics.json を最後に書き、チェックポイントを消します。保存が終わっているフォルダは、書き直しません。
     """
-    if folder and Path(folder).resolve() != run.folder.resolve():
-        _check_folder(Path(folder), json.loads((run.folder / "config.json").read_text("utf-8"))["identity"])
-        Path(folder).parent.mkdir(parents=True, exist_ok=True)
-        _copy(save_run(run), Path(folder))
-        return Path(folder)
-    if not (run.folder / "metrics.json").is_file():
-        with _writing(run.folder):
-            _save_parts(run, run.folder)
-    return run.folder
-
-
-def _save_parts(run: Run, folder: Path) -> None:
-    save_adapter = partial(run.model.save_pretrained, selected_adapters=["default"])
-    _save_whole(folder / "adapter", save_adapter, run.tokenizer.save_pretrained)
-    (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT の空のひな形。説明書は上のフォルダに置く
-    _save_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in run.history))
-    _save_text(folder / "pairs.jsonl", run.scores.to_json(orient="records", lines=True, force_ascii=False))
-    _save_text(folder / "answers.jsonl", run.answers.to_json(orient="records", lines=True, force_ascii=False))
-    environment = describe_runtime() | {"base_model_revision": _revision(run.config.base_model)}
-    _save_text(folder / "environment.json", json.dumps(environment, ensure_ascii=False, indent=2))
-    plot_history(run).savefig(folder / "history.png", dpi=120)
-    plot_margins(run).savefig(folder / "margins.png", dpi=120)
-    base = f"{folder}/base" if run.config.base_model == OFFLINE_TINY else run.config.base_model
-    _save_text(folder / "README.md", model_card(run, base, f"{folder}/adapter"))
-    _save_text(folder / "metrics.json", json.dumps(run.metrics, ensure_ascii=False, indent=2))
-
-
-def _revision(base_model: str) -> str | None:
-    """Hub から読んだモデルの版（コミット）です。手元のモデルなら None です。"""
-    from huggingface_hub import try_to_load_from_cache
-
-    if base_model == OFFLINE_TINY or os.path.isdir(base_model):
-        return None
-    with contextlib.suppress(ValueError):  # もうないフォルダの名前は、Hub の名前としては使えない
-        path = try_to_load_from_cache(base_model, "config.json")  # …/snapshots/<版>/config.json
-        return Path(path).parent.name if isinstance(path, str) else None
+    folder = run.folder
+    if (folder / "metrics.json").is_file():
+        return folder
+    with disk_errors(folder):
+        save_adapter = partial(run.model.save_pretrained, selected_adapters=["default"])
+        save_whole(folder / "adapter", save_adapter, run.tokenizer.save_pretrained)
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT の空のひな形。モデルカードは上に置く
+        save_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in run.history))
+        for name, table in (("pairs", run.scores), ("answers", run.answers)):
+            save_text(folder / f"{name}.jsonl", table.to_json(orient="records", lines=True, force_ascii=False))
+        plot_history(run).savefig(folder / "history.png", dpi=120)
+        plot_margins(run).savefig(folder / "margins.png", dpi=120)
+        base = f"{folder}/base" if run.config.base_model == OFFLINE_TINY else run.config.base_model
+        save_text(folder / "README.md", model_card(run, base, f"{folder}/adapter"))
+        for name, values in (("environment", describe_runtime()), ("metrics", run.metrics)):
+            save_text(folder / f"{name}.json", json.dumps(values, ensure_ascii=False, indent=2))
+        for phase in ("sft", "dpo"):
+            shutil.rmtree(folder / "checkpoints" / phase, ignore_errors=True)
+    return folder
 
 
 def load_run(folder) -> Run:
-    """保存した実行を読みます。model はそのまま生成や採点に使えます。
-
-    欠けたり壊れたりしたフォルダは HelperError です。
-    """
+    """保存した実行を読みます。model はそのまま使えます。欠けたり壊れたりしたフォルダは HelperError です。"""
     folder = Path(folder)
     if not os.path.isfile(folder / "metrics.json"):
-        shown = _shown(str(folder))
-        raise HelperError(f"フォルダ {shown} に結果（metrics.json）がありません。保存まで終えた実行が要ります。")
+        raise HelperError("not_finished", folder=folder)
     config = replace(load_config(folder / "config.json"), output_dir=str(folder))
-    with _explained(f"フォルダ {folder} の結果を読めません", "壊れたか、別の版の結果です。もう一度学習してください。"):
-        return _load_parts(folder, config)
+    with explained("broken_run", folder=folder):
+        base, tokenizer = load_model(config)
+        model = load_adapter(load_adapter(base, folder / "adapter"), folder / "sft", "sft")
+        history = read_lines(folder / "history.jsonl")
+        metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+        scores, answers = (pd.DataFrame(read_lines(folder / f"{name}.jsonl")) for name in ("pairs", "answers"))
+        columns = [name for name in (*PAIR_COLUMNS, *KEPT_COLUMNS) if name in scores]
+        parts = [scores.loc[scores["split"] == side, columns].reset_index(drop=True) for side in ("train", "eval")]
+        train_pairs, eval_pairs = map(datasets.Dataset.from_pandas, parts)
+        timing = {name: metrics[name] for name in ("sft_seconds", "train_seconds", "pairs_per_second")}
+        answers[[*MODELS, "prompt"]], history[0]["loss/preference"]  # 欠けていれば、KeyError になる
+    return Run(config, model, tokenizer, train_pairs, eval_pairs, history, timing, None, metrics, scores, answers)
 
 
-def _load_parts(folder: Path, config: Config) -> Run:
-    import pandas as pd
-    from datasets import Dataset
+def load_adapter(model, folder: Path, name: str = "default"):
+    """folder のアダプタを付けたモデルを返します。読むのは safetensors だけで、pickle のファイルは読みません。
 
-    base, tokenizer = load_model(config)
-    model = _load_adapter(base, folder / "adapter")
-    _load_adapter(model, folder / "warmup", "ref")
-    names = ("pairs.jsonl", "history.jsonl", "answers.jsonl")
-    scores, history, answers = (_read_lines(folder / name) for name in names)
-    columns = list(takewhile(lambda name: not name.startswith("logp_"), scores[0]))  # 成績の列の前は、元のデータの列
-    train_pairs, eval_pairs = (
-        Dataset.from_list([{name: row[name] for name in columns} for row in scores if row["split"] == side])
-        for side in ("train", "eval")
-    )
-    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-    timing = {name: metrics[name] for name in TIMING}
-    if not history or any("loss" not in row for row in history) or any("dpo" not in row for row in answers or [{}]):
-        raise ValueError("history.jsonl, answers.jsonl")
-    tables = pd.DataFrame(scores), pd.DataFrame(answers)
-    return Run(config, folder, model, tokenizer, train_pairs, eval_pairs, history, timing, metrics, *tables)
-
-
-def _load_adapter(model, folder: Path, name: str = "default", trainable: bool = False):
-    """folder のアダプタを付けたモデルを返します。読むのは safetensors だけで、pickle のファイルは読みません。"""
-    from peft import PeftModel
-
+    default があれば、その重みを置き換えます（学習の続きができます）。
+    """
     if not (folder / "adapter_model.safetensors").is_file():  # ないと、PEFT は pickle の adapter_model.bin を探す
-        raise FileNotFoundError(f"{folder.name}/adapter_model.safetensors")
-    with _quiet():
-        if isinstance(model, PeftModel):
-            model.load_adapter(folder, adapter_name=name, is_trainable=trainable)
-            return model
-        return PeftModel.from_pretrained(model, folder, adapter_name=name, is_trainable=trainable)
-
-
-def _read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+        raise HelperError("no_adapter", folder=folder)
+    with explained("no_adapter", folder=folder):
+        if not isinstance(model, peft.PeftModel):
+            return peft.PeftModel.from_pretrained(model, folder, adapter_name=name)
+        model.load_adapter(folder, adapter_name=name, is_trainable=name == "default")
+    model.set_adapter("default")
+    return model
 
 
 def summary_table(metrics: dict) -> str:
     """結果の表（Markdown）です。"""
-    low, high = metrics["accuracy_interval"]
-    resumed = f"（{metrics['resumed_from_step']} 回目からの再開後）" if metrics["resumed_from_step"] else ""
-    few = [("注意", f"学習用が {metrics['train_pairs']} 対だけなので、成績は参考になりません")]
-    rows = (few if metrics["train_pairs"] < 200 else []) + [
-        ("最初の損失（sigmoid では ln 2 = 0.693 が正常）", f"{metrics['first_loss']:.3f}"),
-        ("最後の損失（最後の 25 回の平均）", f"{metrics['final_loss']:.3f}"),
-        (f"検証の正解率（SFT にも DPO にも使わない {metrics['eval_pairs']} 対）",
-         f"{metrics['accuracy_after']:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）"),
-        ("検証で chosen のほうが対数確率の高い割合（前 → 後）",
-         f"{metrics['logp_accuracy_before']:.1%} → {metrics['logp_accuracy_after']:.1%}"),
-        ("学習用の正解率（検証との差が大きければ丸暗記）", f"{metrics['accuracy_train']:.1%}"),
-        ("検証のマージンの平均", f"{metrics['margin_after']:.2f}"),
-        ("参照モデルからの隔たり（chosen、一トークンあたりの nat）", f"{metrics['drift']:+.3f}"),
-        ("最後まで書き終えた回答（SFT のあと → DPO のあと）",
-         f"{metrics['answers']['warmup']['ended']:.1%} → {metrics['answers']['dpo']['ended']:.1%}"),
-        (f"DPO の時間と速さ{resumed}", f"{metrics['train_seconds']:.0f} 秒、{metrics['pairs_per_second']:.1f} 対/秒"),
-        (f"学習と評価の時間{resumed}", f"{metrics['total_seconds']:.0f} 秒"),
-        ("メモリの最大値（GPU では PyTorch が割り当てた量）", f"{metrics['peak_memory_gb']:.2f} GB"),
-    ]  # fmt: skip
-    return "| 指標 | 値 |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    rows = text_table(SUMMARY).items()
+    return "| 指標 | 値 |\n|---|---|\n" + "\n".join(f"| {name} | {form.format(**metrics)} |" for name, (form,) in rows)
 
 
 def model_card(run: Run, base: str, adapter: str) -> str:
-    """説明書（モデルカード）です。base と adapter は、元のモデルとアダプタを読むときの名前かパスです。"""
-    metrics, names = run.metrics, (run.config.base_model, run.config.dataset)
-    model, dataset = (name.replace("`", "") for name in names)
+    """モデルカードです。base と adapter は、元のモデルとアダプタを読むときの名前かパスです。"""
+    model, dataset = (name.replace("`", "") for name in (run.config.base_model, run.config.dataset))
     base, adapter = (json.dumps(name, ensure_ascii=False) for name in (base, adapter))  # YAML と Python の文字列
-    form = '質問は `"質問: …\\n回答:"` の形で渡します。'
-    if _has_roles(run.tokenizer):
-        form = "質問は、`tokenizer.apply_chat_template` で、user の発言として渡します。"
-    return f"""---
+    form = CARD_FORMS["chat" if has_roles(run.tokenizer) else "plain"]
+    values = {"model": model, "dataset": dataset, "base": base, "adapter": adapter, "form": form}
+    return MODEL_CARD.format(summary=summary_table(run.metrics), **values, **run.metrics)
+
+
+# ======== Google Drive と Hub（Colab の外では、Drive は使いません）
+# Drive のファイルは、遅れて現れたり、0 バイトのまま残ったりします。そこで、仮の名前でコピーし、大きさを比べ、名前を
+# 変え、最後に DONE（全ファイルの大きさ）を書きます。
+
+DRIVE = Path("/content/drive")
+DRIVE_FOLDER = "dpo_runs"
+
+
+def connect_drive() -> tuple[Path | None, str]:
+    """Google Drive に接続し、(結果を置くフォルダ, 説明) を返します。接続できなければ、フォルダは None です。"""
+    if "COLAB_RELEASE_TAG" not in os.environ:
+        return None, say("not_colab")
+    folder = DRIVE / "MyDrive" / DRIVE_FOLDER
+    try:
+        from google.colab import drive
+
+        drive.mount(str(DRIVE))
+        folder.mkdir(exist_ok=True)
+    except Exception as error:  # 拒否は MessageError、時間切れは ValueError か pexpect の TIMEOUT など、共通の型がない
+        return None, say("no_drive", reason=reason_of(error))
+    return folder, say("drive", folder=DRIVE_FOLDER)
+
+
+def file_sizes(folder: Path) -> dict[str, int]:
+    """フォルダの中のファイル（DONE を除く）の {相対パス: バイト数} です。"""
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != "DONE"]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def mark_done(folder: Path) -> None:
+    """フォルダを書き終えた印（DONE）を付けます。"""
+    save_text(folder / "DONE", json.dumps(file_sizes(folder)))
+
+
+def is_done(folder: Path) -> bool:
+    """`mark_done` の印があり、そのときのファイルがすべて同じ大きさで残っているかどうかです。"""
+    try:
+        done, sizes = json.loads((folder / "DONE").read_text("utf-8")), file_sizes(folder)
+        return bool(done) and all(sizes.get(name) == size for name, size in done.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """フォルダをコピーします。失敗するか、コピーの大きさが違えば OSError で、target は前のまま残ります。"""
+    if not target.parent.is_dir():  # Drive が外れたあとの、このマシンのただのフォルダを作らない
+        raise FileNotFoundError(f"{target.parent} がありません")
+    draft = target.with_name(target.name + ".tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        skipped = shutil.ignore_patterns("checkpoints", "*.tmp", "DONE")
+        shutil.copytree(source, draft, ignore=skipped, copy_function=shutil.copyfile)
+        if not file_sizes(draft).items() <= file_sizes(source).items():
+            raise OSError("コピーしたものの大きさが、元と違います")
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        mark_done(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def keep_parts(folder: Path, drive: Path | None, parts: list[Path], report=print) -> None:
+    """途中の実行の parts を、Drive の `<実行の名前>.partial` にコピーします。チェックポイントは二つだけ残します。"""
+    if drive is None:
+        return
+    there = drive / f"{folder.name}.partial"
+    try:
+        there.mkdir(exist_ok=True)
+        for part in parts:
+            if part.is_dir() and not is_done(there / part.name):
+                copy_folder(part, there / part.name)
+        for old in sorted(there.glob("checkpoint-*[0-9]"), key=step_of)[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        report(say("drive_lost", reason=error))
+
+
+def restore_run(config: Config, pairs, drive: Path | None) -> str:
+    """同じ実行が Drive にあり、このマシンになければコピーし、どこから続けるかの文（初めからなら空文字）を返します。"""
+    folder, where = config.folder, "このマシン"
+    checkpoints = folder / "checkpoints" / "dpo"
+    if drive is not None and not (folder / "config.json").is_file():
+        where, parts = "Google Drive ", drive / f"{folder.name}.partial"
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if is_done(drive / folder.name):
+                copy_folder(drive / folder.name, folder)
+            elif is_done(parts / "sft"):
+                checkpoints.mkdir(parents=True)
+                for part in filter(is_done, parts.iterdir()):
+                    copy_folder(part, (checkpoints if part.name.startswith("checkpoint-") else folder) / part.name)
+                claim_folder(config.resolved(), pairs)
+        except OSError as error:
+            return say("drive_unread", reason=error)
+    if (folder / "metrics.json").is_file():
+        return say("resume_finished", where=where)
+    step = step_of(last_checkpoint(checkpoints) or "checkpoint-0")
+    return say("resume", where=where, step=step) if (folder / "sft").is_dir() else ""
+
+
+def keep_run(folder: Path, drive: Path | None) -> tuple[Path | None, str]:
+    """結果のフォルダを Drive にコピーし（できなければ zip にし）、(Drive のフォルダか None, 説明) を返します。"""
+    reason = ""
+    if drive:
+        try:
+            copy_folder(folder, drive / folder.name)
+            shutil.rmtree(drive / f"{folder.name}.partial", ignore_errors=True)  # 途中経過は、もう要らない
+            return drive / folder.name, say("kept", folder=drive / folder.name)
+        except OSError as error:
+            reason = say("drive_full", reason=error)
+    path = shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
+    return None, reason + say("zipped", path=path)
+
+
+def push_run(run: Run, repository: str, private: bool = True) -> str:
+    """アダプタとモデルカードを Hub に置き、その URL を返します。トークンは huggingface_hub が読みます。"""
+    if run.config.base_model == OFFLINE_TINY:
+        raise HelperError("tiny_hub")
+    with explained("hub", name=repository):
+        api = huggingface_hub.HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.repo_info(repository).private:
+            raise HelperError("public_hub", name=repository)
+        api.upload_folder(repo_id=repository, folder_path=run.folder / "adapter")
+        card = model_card(run, run.config.base_model, repository).encode()
+        api.upload_file(repo_id=repository, path_or_fileobj=card, path_in_repo="README.md")
+    return f"https://huggingface.co/{repository}"
+
+
+# ======== 比較（sweep）: 設定を変えた実行を並べます。元のモデルと SFT のあとのアダプタは使い回します。
+
+NOT_BEFORE_DPO = ("beta", "loss_type", "label_smoothing", "sft_weight", "num_train_epochs", "report_to", "output_dir")
+
+
+def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results", report=print, drive=None):
+    """grid の設定と seeds のすべての組を実行し、1 回につき 1 行の表（`pandas.DataFrame`）を返します。
+
+    grid は {項目: 値のリスト}（すべての組み合わせ）か、{項目: 値} のリストです。表は、1 回終わるごとに
+    folder/<name>.csv に書きます。もう一度呼ぶと、終わっていないものだけを実行します。同じ folder では、設定とデータの
+    同じ実行を使い回します。失敗した実行は、error の列に理由を残して次へ進みます。drive は、終わった実行をコピーし、この
+    マシンになければそこから戻すフォルダ（`connect_drive`）です。
+    """
+    folder, rows, runs = Path(folder), [], planned_runs(base_config, grid, seeds)
+    varied = dict.fromkeys(key for settings, _ in runs for key in settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    started = time.perf_counter()
+    for number, (settings, config) in enumerate(runs, 1):
+        values = {key: getattr(config.resolved(), key) for key in settings} | {"seed": config.seed}
+        rows.append(varied | values | sweep_row(config, folder, drive))
+        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+        left, row = (len(runs) - number) * (time.perf_counter() - started) / number, rows[-1]
+        result = row["error"] or f"正解率 {row['accuracy_after']:.1%}、選好の損失 {row['final_loss']:.3f}"
+        setting = setting_label(settings) or "ベースライン"
+        report(say("sweep", at=f"{number}/{len(runs)}", setting=setting, seed=config.seed, result=result, left=left))
+    return pd.DataFrame(rows)
+
+
+def planned_runs(base_config: Config, grid, seeds) -> list[tuple[dict, Config]]:
+    """実行する順の、(変えた項目, 設定) のリストです。"""
+    if isinstance(grid, dict):
+        if single := [name for name, values in grid.items() if not isinstance(values, (list, tuple))]:
+            raise HelperError("grid_value", names="、".join(single))
+        grid = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+    if any({"seed", "output_dir"} & set(varied) for varied in grid):
+        raise HelperError("grid_seed")
+    return [(varied, changed_config(base_config, varied | {"seed": seed}, "grid")) for varied in grid for seed in seeds]
+
+
+def sweep_row(config: Config, folder: Path, drive) -> dict:
+    """1 回を実行した、表の 1 行です。"""
+    try:
+        pairs = prepare_pairs(config)
+        config = replace(config, output_dir=run_folder(config, pairs, folder))
+        there = drive and drive / folder.name
+        if there:
+            there.mkdir(exist_ok=True)
+            restore_run(config, pairs, there)
+        if not is_finished(config, pairs):
+            run_sharing(config, pairs)
+            accelerate.utils.release_memory()  # 終わった実行のモデルを、次の前に手放す
+        if there and not is_done(there / config.folder.name):
+            copy_folder(config.folder, there / config.folder.name)
+        metrics = json.loads((config.folder / "metrics.json").read_text("utf-8"))
+    except Exception as error:  # 何が起きても、残りの実行を続ける
+        return {"error": str(error) if isinstance(error, HelperError) else reason_of(error), "folder": None}
+    low, high = metrics["accuracy_interval"]
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    return {"error": None, "folder": config.output_dir, "verdict": metrics["verdict"], "accuracy_low": low,
+            "accuracy_high": high, **numbers, **metrics["answers"]["dpo"]}  # fmt: skip
+
+
+def run_sharing(config: Config, pairs) -> None:
+    """1 回を最後まで実行して保存します。base と sft のフォルダは、同じになる終わった実行があれば写します。"""
+    claim_folder(config.resolved(), pairs)
+    for path in sorted(config.folder.parent.glob("*/metrics.json")):
+        left, right = (asdict(each.resolved()) for each in (load_config(path.with_name("config.json")), config))
+        different = {name for name in left if left[name] != right[name]}
+        matters = {"base": {"base_model", "data_seed", "eval_fraction"}, "sft": {*left} - {*NOT_BEFORE_DPO}}
+        for part, names in matters.items():
+            if not different & names and (path.parent / part).is_dir() and not (config.folder / part).is_dir():
+                copy_folder(path.parent / part, config.folder / part)
+    run = train(config, pairs, report=str)  # 表示するのは、全体の進み具合だけ
+    evaluate_run(run)
+    save_run(run)
+
+
+# ======== コマンドライン
+
+
+def main(argv: list[str] | None = None) -> int:
+    """コマンドラインの本体です。終了コードを返します。
+
+    0 は成功、2 は利用者が直せる誤り（一文の説明を出します）、130 は中止（Ctrl-C）です。
+    """
+    try:
+        run_command(parse_config(sys.argv[1:] if argv is None else argv))
+        return 0
+    except HelperError as error:
+        code, text = 2, f"エラー: {error}"
+    except KeyboardInterrupt:
+        code, text = 130, say("stopped")
+    print(text, file=sys.stderr)
+    if processes().num_processes > 1:  # 値を返すと、notebook_launcher は、待っているほかのプロセスを終わらせない
+        raise SystemExit(code)
+    return code
+
+
+def parse_config(argv: list[str]) -> Config:
+    """引数の並びを Config にします。どの設定も、同じ名前の引数（--learning_rate など）で変えられます。"""
+    parser = transformers.HfArgumentParser(Config, usage="python dpo_helpers.py [--設定 値 ...]")
+    printed = io.StringIO()
+    parser.add_argument("--config", help="設定のファイル（JSON。ほかの引数があれば、そちらを優先）")
+    try:
+        with explained("arguments"), contextlib.redirect_stderr(printed):
+            if (path := parser.parse_known_args(argv)[0].config) is not None:
+                parser.set_defaults(**asdict(load_config(path)))
+            return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise HelperError("arguments", reason=printed.getvalue().strip().rpartition("error: ")[2]) from stop
+
+
+def run_command(config: Config) -> None:
+    """1 回の実行の、初めから保存までです。並べたプロセスでは、0 番だけが評価と保存をします。"""
+    pairs, leads = prepare_pairs(config), processes().is_main_process
+    if leads:
+        print(runtime_text(describe_runtime()))
+        print(f"モデル: {config.base_model}、データ: {config.dataset}（{len(pairs)} ペア）")
+    training_pairs(pairs, config)  # 分けられないデータなら、モデルを作る前に断る
+    fresh = processes().num_processes == 1 and not is_finished(config.resolved(), pairs)
+    base = load_model(config, TerminalLine()) if fresh else None
+    run = train(config, pairs, base, [progress_bar(config)], report=print if leads else str)
+    if leads:
+        evaluate_run(run)
+        save_run(run)
+        print(f"\n{summary_table(run.metrics)}\n\n判定: {run.metrics['verdict']} — {run.metrics['verdict_reason']}")
+        print(f"結果のフォルダ: {run.folder}（アダプタは adapter/、図は history.png と margins.png）")
+
+
+# ======== 文: 利用者への文、質問のしかたと、欠点のある回答の部品です。
+
+# 利用者への文です: 名前|文。{ } に値が入ります。
+MESSAGES = """
+kind|{name} が {value!r:.80} です。{kind}を指定してください。
+text|{name} が {value!r:.80} です。改行や壊れた文字のない、空でない文字列を指定してください。
+range|{name} が {value!r} です。{least:g} 以上 {most:g} 以下の値を指定してください。
+loss_type|loss_type が {value!r} です。{names} から選んでください。
+config_file|設定のファイル {path} を読めません（{reason}）。JSON のファイルのパスを指定してください。
+unknown_setting|{place} に、設定にない項目 {names} があります。名前を確かめてください。
+arguments|引数を読み取れません（{reason}）。使える引数と値の形は --help で確かめてください。
+stopped|中止しました。同じコマンドをもう一度実行すると、保存した所から（なければ初めから）続けます。
+no_torch|torch がありません。Colab で実行するか、requirements.txt のものをインストールしてください。
+replaced|{names} が、読み込んだあとで入れ替わっています。「ランタイム」→「セッションを再起動する」を押してから、もう一度「すべてのセルを実行」を押してください。
+cannot_import|パッケージを読み込めません（{reason}）。「ランタイム」→「セッションを再起動する」を押してから、もう一度「すべてのセルを実行」を押してください。それでも同じなら、「ランタイムを接続解除して削除」のあと、最新のランタイムのバージョンで、初めから実行してください。
+pip|pip {command} に失敗しました（{reason}）。ネットワークを確かめて、もう一度実行してください。
+gpu|この GPU（{name}、sm_{card[0]}{card[1]}）は、入っている torch {version} が対応していません。「ランタイムのタイプを変更」で T4 GPU などを選ぶか、CUDA 12.6 版の torch を入れてください。
+no_gpu|GPU がないので、その場で作る小さなモデル offline-tiny を使います。DialoGPT-small を調整するには、「ランタイム」→「ランタイムのタイプを変更」で T4 GPU を選び、もう一度「すべてのセルを実行」を押してください。
+knowledge|知識表の行 {line!r} を読めません。新しい名前と、決まった数の欄の述部が要ります。
+too_many_pairs|num_pairs が {wanted} ですが、知識表から作れるペアは、この分割では {most} ほどまでです。num_pairs を減らすか、dpo_helpers.py の末尾の知識表に概念の行を足してください。
+one_group|概念（concept の列がなければ質問）が {count} 種類しかありません。学習用と検証用に分けるには、2 種類以上が必要です。
+no_rows|データに行が一つもありません。ペアを 1 行に一つずつ入れてください。
+data_file|データのファイル {path} を読めません（{reason}）。パスと中身を確かめてください。文字コードは UTF-8 か CP932（Excel の CSV）です。Colab に直接アップロードしたファイルは、接続が切れると消えます。
+json_line|データのファイル {path} の {number} 行目を JSON として読めません（{reason}）。直してください。
+data_kind|データ {path} は、読める形式のファイルではありません。jsonl、json、csv、tsv、parquet のどれかにしてください（Excel では「CSV UTF-8」で保存します。pickle は、任意の処理が動き得るので読みません）。
+data_hub|データ {name} を読み込めませんでした（{reason}）。builtin、Hub の名前（split は「名前:split」）、jsonl/json/csv/tsv/parquet のどれかを指定してください。
+not_a_row|{place}が {kind} です。列の名前と値の組（辞書）にしてください。
+same_columns|{place}の列の名前が重なっています（{columns}）。一つにしてください。
+columns|{place}の列は {columns} です。DPO には、同じ質問への二つの回答が要ります。列の名前を prompt（質問）、chosen（よい回答）、rejected（よくない回答）にしてください。
+different_start|{place}で、chosen と rejected の会話が、最後の回答より前で違っています。同じ会話への二つの回答にそろえるか、この行を除いてください。
+no_answer|{place}の会話が、回答（assistant の発言）で終わっていません。直してください。
+not_text|{place}に {value!r:.50} があります。文字列か、role と content の辞書のリストに直してください。
+bad_data|データを学習に使えません。{errors}
+model|モデル {name} を読み込めませんでした（{reason}）。名前のつづりとネットワークを確かめるか、手元のモデルのフォルダ、または base_model=offline-tiny（ネットワーク不要）を指定してください。
+no_eos|モデル {name} に、終わりの印（EOS）がありません。別のモデルにしてください。
+template|このモデルのチャットテンプレートを、データに当てはめられません（{reason}）。データの発言の形を見直すか、別のモデルを指定してください。
+less_memory|メモリが足りないので、マイクロバッチを {size} に減らし、{times} 回分の勾配をためて続けます。1 ステップで使うペアは変わりません。
+no_memory|メモリが足りません。gradient_checkpointing を True にするか、max_length か lora_r を小さくするか、より小さいモデルにしてください。
+finished|この設定の学習は終わっているので、保存した結果を使います。
+tracker|report_to が {name!r} ですが、使えません（使えるもの: {names}）。そのパッケージを pip install で加えるか、none を指定してください。
+processes|GPU が {gpus} 個、プロセスが {count} 個、1 ステップのペアが {batch} です。GPU が二つ以上なら accelerate launch で並べるか、環境変数 CUDA_VISIBLE_DEVICES=0 で一つだけ見せ、gradient_accumulation_steps をプロセスの数の倍数にしてください。
+nan|損失が数でなくなりました（NaN）。学習率か lora_alpha を半分にして、やり直してください。
+rising|損失が初めの {first:.3f} より上がっています。lora_alpha か学習率を半分にしてください。
+flat|損失が初めの {first:.3f} から下がりません。lora_alpha か学習率を 2〜4 倍にしてください。
+chosen_falls|よい回答の確率まで大きく下がっています。lora_alpha か学習率を半分にしてください。
+too_easy|早くから全問正解です。データがやさしすぎないか、点検の「参考」の正解率を見てください。
+wide_margin|マージンが 10 を超えました。回答が壊れやすいので、beta か lora_alpha を半分にしてください。
+long_question|質問が {longest} トークンあり、上限の {most} に達します。短くしてください。
+learned|検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率は {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）です。でたらめに選んだときの 0.693 と 50 % より、はっきりよい値です。
+hardly_moved|検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}、マージンの大きさは平均 {margin_size:.3f} で、学習前の 0.693 と 0 からほとんど動いていません。正解率 {accuracy_after:.1%} は、わずかな差の向きだけで決まっています。
+overfitted|学習用では {accuracy_train:.1%} 正解するのに、検証用の {eval_pairs} ペアでは、選好の損失 {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率 {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）です。
+worse|検証用の {eval_pairs} ペアで正解率 {accuracy_after:.1%}（95 % 信頼区間 {accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）と、50 % を下回っています。chosen と rejected が逆でないか確かめてください。
+no_effect|検証用の {eval_pairs} ペアで、選好の損失 {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率 {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）、学習用でも正解率 {accuracy_train:.1%} です。
+cannot_write|フォルダ {folder} を読み書きできません（{reason}）。書ける場所を output_dir に指定してください。
+other_run|フォルダ {folder} に{what}があります。別の output_dir を指定してください。
+disk|フォルダ {folder} の読み書きに失敗しました（{reason}）。ディスクの空きとフォルダを確かめて、もう一度実行してください。保存した所から続けます。
+not_finished|フォルダ {folder} に結果（metrics.json）がありません。保存まで終えた実行が要ります。
+broken_run|フォルダ {folder} の結果を読めません（{reason}）。壊れたか、別の版の結果です。もう一度学習してください。
+no_adapter|フォルダ {folder} に、読めるアダプタ（adapter_model.safetensors）がありません。このフォルダを消して、もう一度学習してください。
+not_colab|Colab ではないので、Google Drive は使いません。学習はこのまま進み、結果は一つの zip にまとめます。
+no_drive|Google Drive に接続できませんでした（{reason}）。学習はこのまま進み、結果は一つの zip にまとめます。接続をやり直すには、このセルから下を実行し直してください。
+drive|途中経過と結果を、「マイドライブ/{folder}」にも保存します。
+drive_lost|Google Drive に途中経過を保存できませんでした（{reason}）。学習は、このマシンで続けます。
+drive_unread|Google Drive を読めません（{reason}）。初めから学習します。
+drive_full|Google Drive に保存できませんでした（{reason}）。
+kept|Google Drive の {folder} にコピーし、大きさを確かめました。Google に送り終わるまで、さらに数分かかることがあります。
+zipped|{path} にまとめました。Colab では、左のファイル一覧からダウンロードしてください。
+resume_finished|{where}に、終わった実行があります。保存した結果を使います。
+resume|{where}に、途中の実行があります。DPO の {step} ステップ目から続けます。
+tiny_hub|offline-tiny は元のモデルが Hub にないので、アップロードできません。
+hub|Hub の {name} にアップロードできませんでした（{reason}）。「ユーザー名/リポジトリ名」の形と、トークンの書き込み（write）の権限を確かめてください。Colab では、左の鍵の印でシークレット HF_TOKEN を作り、「ノートブックからのアクセス」をオンにします。結果は、結果のフォルダに残っています。
+public_hub|Hub の {name} は公開のリポジトリです。別の名前にするか、非公開をオフにしてください。
+sweep|{at} {setting}、シード {seed}: {result}（残り約 {left:.0f} 秒）
+no_runs|終わった実行がありません。最初の失敗の理由: {reason}
+grid_value|grid の {names} が一つの値です。[値, 値] のように、リストにしてください。
+grid_seed|grid に seed か output_dir があります。シードは seeds、置き場は folder で渡してください。
+"""  # noqa: E501
+
+# 結果の表です: 名前|書式。
+SUMMARY = """
+最初の選好の損失（sigmoid では ln 2 = 0.693 が正常）|{first_loss:.3f}
+最後の選好の損失（最後の 25 ステップの平均）|{final_loss:.3f}
+学習用、検証用のペアの数（検証用は、SFT にも DPO にも使わない概念）|{train_pairs}、{eval_pairs}
+検証の選好の損失|{eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）
+検証の正解率|{accuracy_after:.1%}（95 % 信頼区間 {accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）
+学習用の正解率（検証との差が大きければ過学習）|{accuracy_train:.1%}
+検証のマージンの平均|{margin_after:.2f}
+参照モデルからの変化量（chosen、1 トークンあたりの nat）|{drift:+.3f}
+検証で chosen のほうが対数確率の高い割合（元 → SFT → DPO）|{logp_accuracy_base:.1%} → {logp_accuracy_sft:.1%} → {logp_accuracy_dpo:.1%}
+EOS まで生成した割合（元 → SFT → DPO）|{answers[base][ended]:.1%} → {answers[sft][ended]:.1%} → {answers[dpo][ended]:.1%}
+よい回答に近い回答、chrF 70 以上（元 → SFT → DPO）|{answers[base][near_chosen]:.1%} → {answers[sft][near_chosen]:.1%} → {answers[dpo][near_chosen]:.1%}
+DPO の時間と速さ|{train_seconds:.0f} 秒、{pairs_per_second:.1f} ペア/秒
+SFT、DPO、評価の時間|{total_seconds:.0f} 秒
+メモリの最大値（GPU では PyTorch が割り当てた量）|{peak_memory_gb:.2f} GB
+"""  # noqa: E501
+
+CARD_FORMS = {
+    "plain": '質問は `"質問: …\\n回答:"` の形で渡します。',
+    "chat": "質問は、`tokenizer.apply_chat_template` で、user の発言として渡します。",
+}
+MODEL_CARD = """---
 library_name: peft
 base_model: {base}
 tags: [dpo, lora, trl]
@@ -2860,11 +2102,11 @@ language: ja
 
 # DPO で調整したアダプタ
 
-`{model}` を、選好データ `{dataset}` の {metrics["train_pairs"]} 対で調整した LoRA アダプタです。
+`{model}` を、選好データ `{dataset}` の {train_pairs} ペアで調整した LoRA アダプタです。
 
-**判定: {metrics["verdict"]}** — {metrics["verdict_reason"]}
+**判定: {verdict}** — {verdict_reason}
 
-{summary_table(metrics)}
+{summary}
 
 ## 使い方
 
@@ -2879,603 +2121,44 @@ tokenizer = AutoTokenizer.from_pretrained({adapter})
 {form}
 """
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Google Drive と Hub（Colab の外では、Drive は使いません）
-#
-# Drive のファイルは、遅れて現れたり、中身が 0 バイトのまま残ったりします。そこで、学習はこのマシンの中で行い、
-# できたものを仮の名前でコピーし、読み返して比べ、名前を変え、最後に DONE（全ファイルの大きさと SHA-256）を書きます。
-
-DRIVE = Path("/content/drive")
-DRIVE_FOLDER = "dpo_runs"
-
-
-def connect_drive() -> tuple[Path | None, str]:
-    """Google Drive に接続し、(結果を置くフォルダ, 説明) を返します。接続できなければ、フォルダは None です。"""
-    local = "学習はこのまま進み、結果は一つの zip にまとめます。"
-    if "COLAB_RELEASE_TAG" not in os.environ:
-        return None, f"Colab ではないので、Google Drive は使いません。{local}"
-    try:
-        from google.colab import drive
-
-        drive.mount(str(DRIVE))
-        (DRIVE / "MyDrive" / DRIVE_FOLDER).mkdir(exist_ok=True)
-    except Exception as error:  # 拒否は MessageError、時間切れは ValueError か pexpect の TIMEOUT など、共通の型がない
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        again = "接続をやり直すには、このセルから下を実行し直してください。"
-        return None, f"Google Drive に接続できませんでした（{reason}）。{local}{again}"
-    return DRIVE / "MyDrive" / DRIVE_FOLDER, f"途中経過と結果を、「マイドライブ/{DRIVE_FOLDER}」にも保存します。"
-
-
-def _fingerprint(folder: Path) -> dict[str, list]:
-    """フォルダの全ファイル（チェックポイントと仮のものを除く）の {相対パス: [バイト数, SHA-256]} です。"""
-    marks = {}
-    for path in sorted(filter(Path.is_file, folder.rglob("*"))):
-        name = path.relative_to(folder).as_posix()
-        if path.name not in ("DONE", ".lock") and not name.startswith("checkpoints/") and ".tmp" not in name:
-            with path.open("rb") as file:
-                marks[name] = [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
-    return marks
-
-
-def _copy(source: Path, target: Path) -> None:
-    """フォルダをコピーします。途中で失敗するか、読み返した中身が違えば OSError で、target は前のまま残ります。"""
-    marks = _fingerprint(source)
-    if _is_whole(target, marks):
-        return
-    draft, old = (target.with_name(target.name + end) for end in (".tmp", ".old"))
-    _discard(draft)
-    try:
-        for part in sorted({parent for name in marks for parent in Path(name).parents}):
-            (draft / part).mkdir()  # 親は作らない: Drive が外れたあとの、このマシンのただのフォルダに書かないため
-        for name in marks:
-            shutil.copyfile(source / name, draft / name)
-        if _fingerprint(draft) != marks:
-            raise OSError("読み返すと、元と違う中身でした")
-        if target.exists():
-            _discard(old)
-            target.rename(old)
-        draft.rename(target)
-        (target / "DONE").write_text(json.dumps(marks), "utf-8")
-        if hasattr(os, "sync"):  # Windows にはない
-            os.sync()
-    except OSError:
-        if old.exists():
-            _discard(target)
-            old.rename(target)
-        raise
-    finally:
-        _discard(draft)
-        _discard(old)
-
-
-def _discard(folder: Path) -> None:
-    """フォルダを消します。Drive のゴミ箱に移ったものは容量を取り続けるので、先に中身を空にします。"""
-    with contextlib.suppress(OSError):
-        for path in filter(Path.is_file, folder.rglob("*")):
-            os.truncate(path, 0)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_whole(folder: Path, marks: dict | None = None) -> bool:
-    """`_copy` がコピーし終え、中身が（marks があれば、それと同じで）すべてそのまま残っているフォルダかどうかです。"""
-    try:
-        done = json.loads((folder / "DONE").read_text("utf-8"))
-        return (marks is None or done == marks) and done == {
-            name: mark for name, mark in _fingerprint(folder).items() if name in done
-        }
-    except (OSError, ValueError):
-        return False
-
-
-def _drive_keeper(folder: Path, drive: Path | None, report):
-    """実行の一部を Drive の `<実行の名前>.partial` にコピーする keep(フォルダ, 名前) を作ります。
-
-    チェックポイントは最新の二つだけ残します。コピーできなければ一度だけ知らせ、学習は続けます。
-    """
-    partial = drive / f"{folder.name}.partial" if drive else None
-
-    def keep(part: Path, name: str) -> None:
-        nonlocal partial
-        if partial is None:
-            return
-        try:
-            if name == "start":
-                there = partial / name
-                if _is_whole(there) and _fingerprint(there / "warmup") == _fingerprint(part / "warmup"):
-                    return
-                _discard(partial)  # 別の始まりから学習したチェックポイントは、続きに使えない
-            partial.mkdir(exist_ok=True)
-            _copy(part, partial / name)
-            made = _checkpoints(partial) if name != "start" else []
-            kept = [path for path in made if _step(path) <= _step(part)][:2]  # 後ろの番号は、前に壊れたもの
-            for path in made:
-                if path not in kept:
-                    _discard(path)
-        except OSError as error:
-            partial = None
-            if report:
-                report(f"Google Drive に途中経過を保存できなくなりました（{error}）。学習は、このマシンで続けます。")
-
-    return keep
-
-
-def restore_run(config: Config, pairs, drive: Path | None) -> str:
-    """同じ設定とデータの実行が Drive にあり、このマシンのものより進んでいれば、config.output_dir にコピーします。
-
-    どこから続けるかの説明（初めからなら、その理由か空文字）を返します。壊れたチェックポイントは飛ばし、その前を使います。
-    """
-    folder = Path(config.output_dir)
-    here = _progress(folder)
-    local = _going_on(here, "このマシン") if here >= 0 else ""
-    if drive is None or here == math.inf:
-        return local
-    partial = drive / f"{folder.name}.partial"
-    try:
-        found = [(_step(checkpoint), partial / "start", checkpoint) for checkpoint in _checkpoints(partial)]
-        for there, *parts in [(math.inf, drive / folder.name, None), *found, (0, partial / "start", None)]:
-            if there > here and _fetch(*parts, folder, _identity(config, pairs)):
-                return _going_on(there, "Google Drive ")
-        if not local and partial.exists():
-            return "Google Drive の途中経過が壊れているため、初めから学習します。"
-        others = sorted(path.name for path in drive.glob(f"{folder.name.rpartition('-')[0]}-*.partial"))
-    except OSError as error:
-        return f"Google Drive を読めません（{error}）。{local or '初めから学習します。'}"
-    if local or not others:
-        return local
-    return (
-        f"Google Drive に、設定かデータの違う途中の実行（{'、'.join(others)}）があります。それを続けるには、そのときの"
-        "設定に戻してください。今の設定では、初めから学習します。"
-    )
-
-
-def _progress(folder: Path) -> float:
-    """実行の進みです: なければ -1、SFT のあとは 0、チェックポイントがあればその更新の回数、終わっていれば無限大。"""
-    if (folder / "metrics.json").is_file():
-        return math.inf
-    if checkpoint := last_checkpoint(folder / "checkpoints"):
-        return _step(checkpoint)
-    return 0 if (folder / "warmup").is_dir() else -1
-
-
-def _going_on(progress: float, where: str) -> str:
-    if progress == math.inf:
-        return f"{where}に、終わった実行があります。保存した結果を使います。"
-    start = f" {progress} 回目の更新のあと" if progress else "初め"
-    return f"{where}に、途中の実行があります。DPO の{start}から続けます。"
-
-
-def _fetch(source: Path, checkpoint: Path | None, folder: Path, identity: str) -> bool:
-    """Drive の実行を folder にコピーします。壊れているか読めなければ、何も変えずに False を返します。"""
-    draft = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
-        shutil.copytree(source, draft)
-        whole = _is_whole(draft)
-        if whole and checkpoint:
-            whole = _is_whole(shutil.copytree(checkpoint, draft / "checkpoints" / checkpoint.name))
-        if whole:
-            _check_folder(draft, identity)
-            shutil.rmtree(folder, ignore_errors=True)
-            draft.rename(folder)
-        return whole
-    except OSError:
-        return False
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def keep_run(folder: Path, drive: Path | None) -> tuple[Path | None, str]:
-    """結果のフォルダを Drive にコピーし（できなければ zip にし）、(Drive のフォルダか None, 説明) を返します。"""
-    reason, target = "", drive / folder.name if drive else None
-    if target:
-        try:
-            _copy(folder, target)
-            _discard(drive / f"{folder.name}.partial")  # 途中経過は、もう要らない
-            return target, (
-                f"Google Drive の {target} にコピーし、読み返して確かめました。Google に送り終わるまで、さらに数分"
-                "かかることがあります。"
-            )
-        except OSError as error:
-            reason = f"Google Drive に保存できませんでした（{error}）。"
-    path = _zip(folder)
-    return None, f"{reason}{path} にまとめました。Colab では、左のファイル一覧からダウンロードしてください。"
-
-
-def _zip(folder: Path) -> Path:
-    path = folder.with_name(f"{folder.name}.zip")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in _fingerprint(folder):
-            archive.write(folder / name, f"{folder.name}/{name}")
-    return path
-
-
-def push_run(run: Run, repository: str, private: bool = True) -> str:
-    """アダプタとモデルカードを Hub の repository（「ユーザー名/リポジトリ名」）にアップロードし、その URL を返します。
-
-    トークンは、Colab ではシークレット HF_TOKEN、ほかではログイン済みのものを使い、どこにも書きません。
-    """
-    from huggingface_hub import HfApi
-
-    if run.config.base_model == OFFLINE_TINY:
-        raise HelperError("offline-tiny は元のモデルが Hub にないので、アップロードできません。")
-    api = HfApi(token=_hub_token())
-    try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        is_public = not api.repo_info(repository).private
-        if not (private and is_public):
-            api.upload_folder(repo_id=repository, folder_path=run.folder / "adapter")
-            card = model_card(run, run.config.base_model, repository).encode()
-            api.upload_file(repo_id=repository, path_or_fileobj=card, path_in_repo="README.md")
-            return f"https://huggingface.co/{repository}"
-    except Exception as error:  # 通信の失敗の例外に、共通の型がない
-        raise HelperError(
-            f"Hub の {repository} にアップロードできませんでした（{type(error).__name__}）。「ユーザー名/リポジトリ名」"
-            "の形と、トークンの書き込み（write）の権限を確かめてください。結果は、結果のフォルダに残っています。"
-        ) from error
-    raise HelperError(f"Hub の {repository} は公開のリポジトリです。別の名前にするか、非公開をオフにしてください。")
-
-
-def _hub_token() -> str | None:
-    if "COLAB_RELEASE_TAG" not in os.environ:
-        return None
-    from google.colab import userdata
-
-    try:
-        return userdata.get("HF_TOKEN")
-    except Exception as error:  # 三つの例外に、共通の型がない
-        raise HelperError(
-            f"シークレット HF_TOKEN を読めません（{type(error).__name__}）。左の鍵の印で HF_TOKEN を作り、"
-            "「ノートブックからのアクセス」をオンにしてください。"
-        ) from error
-
-
-def release_gpu(kept: Path | None) -> str:
-    """Colab のランタイムを切断し、GPU の利用時間を止めます。結果のフォルダ kept が Drive になければ、切断しません。"""
-    if "COLAB_RELEASE_TAG" not in os.environ:
-        return "Colab ではないので、何もしません。"
-    if kept is None or not _is_whole(kept):
-        return (
-            "結果が Google Drive にないので、切断しません。zip をダウンロードしてから、「ランタイム」→"
-            "「ランタイムを接続解除して削除」を選んでください。"
-        )
-    from google.colab import drive, runtime
-
-    try:
-        drive.flush_and_unmount()  # Drive への書き込みを、先にすべて終わらせる
-        runtime.unassign()
-    except Exception as error:  # RuntimeManagementError のほか、通信や子プロセスの例外もある
-        return f"切断できませんでした（{error}）。「ランタイム」→「ランタイムを接続解除して削除」を選んでください。"
-    return "ランタイムを切断しました。"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 比べる（sweep）: 設定を変えた実行を並べます。元のモデル、SFT のあとのアダプタ、参照モデルの対数確率、DPO の前の成績
-# は、同じになる実行の間で一度だけ作り、shared フォルダを通して使い回します。
-
-SWEEP_METRICS = ("final_loss", "accuracy_after", "accuracy_train", "margin_after", "drift", "verdict", "train_seconds",
-                 "total_seconds", "pairs_per_second", "peak_memory_gb", "eval_pairs")  # fmt: skip
-
-
-def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results", watch=None, report=print, drive=None):
-    """grid の設定と seeds のすべての組を実行し、一回につき一行の表（`pandas.DataFrame`）を返します。
-
-    grid は {項目: 値のリスト}（すべての組み合わせ）か、{項目: 値} のリストです。seeds は学習の種です。表は、一回終わる
-    ごとに folder/<name>.csv に書きます。もう一度呼ぶと、終わっていないものだけを実行します。同じ folder では、設定と
-    データの同じ実行を、ほかの表とも使い回します。失敗した実行は、error の列に理由を残して次へ進みます。watch は
-    `train` と同じで、report には全体の進み具合を一文ずつ渡します。drive は、終わった実行をコピーし、このマシンに
-    なければそこから戻すフォルダ（`connect_drive`）です。
-    """
-    import pandas as pd
-
-    if not (isinstance(name, str) and re.fullmatch(r"\w[\w.-]{0,60}", name)):
-        raise HelperError(f"実験の名前が {_shown(name)} です。文字、数字、「_」で始まる、短い名前にしてください。")
-    folder, rows, waited = Path(folder), [], []
-    runs = _planned(base_config, grid, seeds)
-    names = list(dict.fromkeys(name for varied, _ in runs for name in varied))
-    for number, (varied, config) in enumerate(runs, 1):
-        started = time.perf_counter()
-        row, fresh = _sweep_row(config, folder, watch, report, drive)
-        waited += [time.perf_counter() - started] if fresh else []
-        shown = {name: getattr(config.resolved(), name) if name in varied else None for name in names}
-        rows.append(shown | {"seed": config.seed} | row)
-        folder.mkdir(parents=True, exist_ok=True)
-        _save_text(folder / f"{name}.csv", pd.DataFrame(rows).to_csv(index=False))
-        left = (len(runs) - number) * sum(waited) / max(1, len(waited))
-        result = row["error"] or f"正解率 {row['accuracy_after']:.1%}、損失 {row['final_loss']:.3f}"
-        setting = _label(varied, varied.values()) or "初めの設定"
-        note = f"残り約 {left:.0f} 秒" if fresh else "保存した結果"
-        report(f"{number}/{len(runs)} {setting}、種 {config.seed}: {result}（{note}）")
-    return pd.DataFrame(rows)
-
-
-def _planned(base_config: Config, grid, seeds) -> list[tuple[dict, Config]]:
-    """実行する順の、(変えた項目, 設定) のリストです。"""
-    from itertools import product
-
-    if isinstance(grid, dict):
-        if single := [name for name, values in grid.items() if not isinstance(values, (list, tuple, range))]:
-            raise HelperError(f"grid の {'、'.join(single)} が一つの値です。[値, 値] のように、リストにしてください。")
-        grid = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-    for varied in grid:
-        _refuse_unknown(varied, "grid")
-        if fixed := {"seed", "output_dir"} & set(varied):
-            raise HelperError(f"grid に {'、'.join(fixed)} があります。種は seeds、置き場は folder で渡してください。")
-    return [(varied, replace(base_config, **varied, seed=seed)) for varied in grid for seed in seeds]
-
-
-def _sweep_row(config: Config, folder: Path, watch, report, drive) -> tuple[dict, bool]:
-    """(表の一行, 今回実行したかどうか) です。"""
-    import torch
-
-    row = dict.fromkeys((*SWEEP_METRICS, "accuracy_low", "accuracy_high", "ended", "chrf", "folder", "error"))
-    fresh = True
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    try:
-        pairs = prepare_pairs(config)
-        config = replace(config, output_dir=run_folder(config, pairs, folder))
-        here = Path(config.output_dir)
-        there = drive and drive / folder.name / here.name
-        fresh = not is_finished(config, pairs) and not (there and _fetch(there, None, here, _identity(config, pairs)))
-        if fresh:
-            _run_sharing(config, pairs, folder / "shared", watch)
-        if there and (fresh or not (there / "DONE").exists()):  # 壊れていた写しは、DONE があっても置き換える
-            _copy_finished(here, there, report)
-        metrics = json.loads((here / "metrics.json").read_text("utf-8"))
-        answers = metrics["answers"]["dpo"]
-        row |= {name: metrics[name] for name in SWEEP_METRICS}
-        row |= dict(zip(("accuracy_low", "accuracy_high"), metrics["accuracy_interval"], strict=True))
-        row |= {"ended": answers["ended"], "chrf": answers["chrf_chosen"], "folder": config.output_dir}
-    except Exception as error:  # 何が起きても、残りの実行を続ける
-        row["error"] = str(error) if isinstance(error, HelperError) else f"{type(error).__name__}: {error}"
-    if fresh:
-        _free_memory()  # 終わった実行のモデルを、次の前に手放す
-    return row, fresh
-
-
-def _run_sharing(config: Config, pairs, shared: Path, watch) -> None:
-    """一回を、最後まで実行して保存します。DPO の直前までのものは、shared から写し、なければ残します。"""
-    folder, parts = Path(config.output_dir), _shared_parts(config, pairs, shared)
-    lock = _claim_folder(folder, config, _identity(config, pairs))
-    for name, source in parts.items():
-        if _is_whole(source) and not (folder / name).is_dir():
-            _copy(source, folder / name)
-    lock.release()
-    run = train(config, pairs, watch)
-    shared.mkdir(exist_ok=True)
-    for name, there in parts.items():
-        if not _is_whole(there):
-            _copy(folder / name, there)
-    note = shared / f"{_start_name(config, pairs)}.txt"  # 始まりが同じで、最初に終わった実行の名前
-    first = folder.parent / note.read_text("utf-8") if note.exists() else folder
-    evaluate_run(run, first if (first / "metrics.json").is_file() else None)
-    save_run(run)
-    _save_text(note, folder.name)
-    run.lock.release()
-    for checkpoint in _checkpoints(folder / "checkpoints"):  # 終わった実行には要らず、何十回分にもなると場所を取る
-        shutil.rmtree(checkpoint)
-
-
-def _shared_parts(config: Config, pairs, shared: Path) -> dict[str, Path]:
-    """実行のフォルダの中の名前と、それを使い回す置き場です。warmup には、参照モデルの対数確率も入っています。"""
-    parts = {"warmup": shared / _start_name(config, pairs)}
-    if config.base_model == OFFLINE_TINY:  # 知識表を変えれば、元のモデルも変わる
-        made_from = f"{KNOWLEDGE}{config.data_seed}-{config.eval_fraction}"
-        parts["base"] = shared / f"base-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}"
-    return parts
-
-
-def _start_name(config: Config, pairs) -> str:
-    """DPO の直前まで（元のモデル、SFT のあとのアダプタ、参照モデル）が同じになる実行に、共通の名前です。"""
-    later = {"beta", "loss_type", "label_smoothing", "sft_weight", "num_train_epochs"}
-    if config.resolved().sft_epochs == 0:
-        later |= {"learning_rate", "max_grad_norm", "per_device_train_batch_size", "gradient_accumulation_steps"}
-    return _identity(replace(config, **{name: getattr(Config, name) for name in later}), pairs)[:16]
-
-
-def _copy_finished(here: Path, there: Path, report) -> None:
-    try:
-        there.parent.mkdir(exist_ok=True)
-        _copy(here, there)
-    except OSError as error:
-        report(f"この実行を Google Drive に保存できませんでした（{error}）。このマシンには残っています。")
-
-
-def estimate_time(base_config: Config, grids, seeds=(42,), folder="sweep", watch=None, drive=None) -> tuple[int, float]:
-    """grids をすべて実行するときの、残りの (実行の数, 秒) を見積もります。
-
-    先に、少しの対だけの試しの実行（モデルの用意とダウンロードを含む）と、base_config の実行を済ませ、後者の時間を物差し
-    にします。学習は対の数 × エポック数に、ほかは対の数に比例し、モデルやランクの違いでは変わらないと見なします。
-    """
-    options = {"folder": folder, "watch": watch, "report": lambda text: None, "drive": drive}
-    trial = replace(base_config, dataset="builtin", num_pairs=TRIAL_PAIRS // 2)
-    tables = [sweep(config, [{}], seeds[:1], name=name, **options)
-              for name, config in (("trial", trial), ("default", base_config))]  # fmt: skip
-    for table in tables:
-        _refuse_failed(table)
-    measured = tables[1].iloc[0]
-    left, whole = {}, len(prepare_pairs(base_config))
-    for _, config in chain.from_iterable(_planned(base_config, grid, seeds) for grid in grids):
-        with contextlib.suppress(HelperError):  # 使えないデータの実行は、すぐに終わる
-            pairs = prepare_pairs(config)
-            here = Path(run_folder(config, pairs, folder))
-            if not is_finished(replace(config, output_dir=str(here)), pairs) and not (
-                drive and (drive / here.parent.name / here.name / "DONE").exists()
-            ):
-                seen = len(pairs) * (1 - config.eval_fraction) * config.train_share * config.num_train_epochs
-                rest = (measured["total_seconds"] - measured["train_seconds"]) * len(pairs) / whole
-                left[here] = seen / measured["pairs_per_second"] + rest
-    return len(left), sum(left.values())
-
-
-def _refuse_failed(results) -> None:
-    """一つも終わっていない表と、失敗した行だけの表は使えません。"""
-    if results["error"].notna().all():
-        raise HelperError(f"終わった実行がありません。最初の失敗の理由: {results['error'].iloc[0]}")
-
-
-def sweep_table(results):
-    """`sweep` の表を、設定ごとに種の平均を取った、読むための表にします（区間は 95 %。割合は文字）。"""
-    import pandas as pd
-
-    shown = []
-    for label, rows in _groups(results):
-        mean = rows.mean(numeric_only=True)
-        low, high = wilson_interval(mean["accuracy_after"] * mean["eval_pairs"], mean["eval_pairs"])
-        shown.append({
-            "設定": label or "初めの設定", "種の数": len(rows),
-            "最後の損失": f"{mean['final_loss']:.3f}", "検証の正解率": f"{mean['accuracy_after']:.1%}",
-            "その 95 % 区間": f"{low:.1%}〜{high:.1%}", "学習用の正解率": f"{mean['accuracy_train']:.1%}",
-            "マージン": f"{mean['margin_after']:.2f}", "chrF": f"{mean['chrf']:.1f}",
-            "書き終えた": f"{mean['ended']:.1%}",
-        })  # fmt: skip
-    return pd.DataFrame(shown)
-
-
-def compare_answers(left, right, count: int = 6):
-    """二つの実行のフォルダから、同じ検証用の質問への DPO のあとの回答を並べた表です。大きく違う順に並べます。"""
-    import pandas as pd
-
-    tables = []
-    for folder in (left, right):
-        if not (Path(folder) / "answers.jsonl").is_file():
-            raise HelperError(f"フォルダ {folder} に回答（answers.jsonl）がありません。終わった実行を選んでください。")
-        answers = pd.DataFrame(_read_lines(Path(folder) / "answers.jsonl"))
-        tables.append(answers[["prompt", "chosen", "dpo"]].drop_duplicates("prompt"))
-    both = tables[0].merge(tables[1].drop(columns="chosen"), on="prompt", suffixes=("_left", "_right"))
-    if both.empty:
-        raise HelperError("二つの実行に、同じ検証用の質問がありません。同じデータの実行を二つ指定してください。")
-    answers = zip(both["dpo_left"], both["dpo_right"], strict=True)
-    both["same"] = [100.0 if left == right else chrf(left, right) for left, right in answers]
-    return both.nsmallest(count, "same").drop(columns="same")
-
-
-_ABOUT_DATA = ("base_model", "dataset", "num_pairs", "data_seed", "eval_fraction", "label_noise", "train_share")
-
-
-def best_config(base_config: Config, results: list, path) -> tuple[Config, str]:
-    """`sweep` の表のリストから、検証の正解率が最もよい設定を選んで path に書き、(設定, 説明) を返します。
-
-    base_config と同じモデルとデータで、同じ数の種を終えた設定だけを比べ、種の平均を取ります。同じ正解率なら chrF で、
-    それも同じなら base_config を選びます。多くから一つを選ぶので、その正解率は、実際より少し高めに出ます。
-    """
-    import pandas as pd
-
-    groups = {}
-    for _, row in pd.concat(results).dropna(subset="folder").drop_duplicates("folder").iterrows():
-        config = _setting(load_config(Path(row["folder"]) / "config.json"))
-        groups.setdefault(config, []).append((row["accuracy_after"], row["chrf"], row["eval_pairs"]))
-    base = _setting(base_config)
-    if base not in groups:
-        raise HelperError("初めの設定の実行が表にありません。初めの設定も sweep で実行してください。")
-    means = {config: [sum(column) / len(rows) for column in zip(*rows, strict=True)]
-             for config, rows in groups.items() if len(rows) == len(groups[base])
-             and all(getattr(config, name) == getattr(base, name) for name in _ABOUT_DATA)}  # fmt: skip
-    best = max(means, key=lambda config: (*means[config][:2], config == base))
-    changed = [name for name in asdict(best) if getattr(best, name) != getattr(base, name)]
-    setting = _label(changed, [getattr(best, name) for name in changed])
-    (low, high), (base_low, base_high) = (
-        wilson_interval(accuracy * n, n) for accuracy, _, n in (means[best], means[base])
-    )
-    text = f"検証の正解率は {means[best][0]:.1%}（95 % 区間 {low:.1%}〜{high:.1%}）です。"
-    if not changed:
-        text = f"最もよかったのは、初めの設定です。{text}"
-    else:
-        text = f"最もよかった設定: {setting}。{text}"
-        text += f"初めの設定では {means[base][0]:.1%}（{base_low:.1%}〜{base_high:.1%}）です。"
-        if low <= base_high:
-            text += "区間が重なっているので、初めの設定よりよいとは言い切れません。"
-    best = replace(best, seed=base_config.seed)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    _save_text(Path(path), json.dumps(asdict(best), ensure_ascii=False, indent=2))
-    return best, text
-
-
-def _setting(config: Config) -> Config:
-    """種と置き場を除いた、比べるための設定です。"""
-    return replace(config.resolved(), seed=0, report_to="none", output_dir=Config.output_dir)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# コマンドライン
-
-
-def main(argv: list[str] | None = None) -> int:
-    """コマンドラインの本体です。終了コードを返します。
-
-    0 は成功、2 は利用者が直せる誤り（一文の説明を出します）、130 は中止（Ctrl-C か SIGTERM）です。
-    """
-    try:
-        config = parse_config(sys.argv[1:] if argv is None else argv)
-        run = _train_and_report(config)
-    except (HelperError, KeyboardInterrupt) as error:
-        stopped = "\n中止しました。同じコマンドをもう一度実行すると、保存した所から（なければ初めから）続けます。"
-        code, text = (2, f"エラー: {error}") if isinstance(error, HelperError) else (130, stopped)
-        print(text, file=sys.stderr)
-        if _processes().num_processes > 1:  # 値を返すと、notebook_launcher は、待っているほかのプロセスを終わらせない
-            raise SystemExit(code) from error
-        return code
-    if run is None:
-        return 0
-    print(f"\n{summary_table(run.metrics)}\n\n判定: {run.metrics['verdict']} — {run.metrics['verdict_reason']}")
-    print(f"結果のフォルダ: {run.folder}（アダプタは adapter/、図は history.png と margins.png）")
-    return 0
-
-
-def parse_config(argv: list[str]) -> Config:
-    """引数の並びを Config にします。どの設定も、同じ名前の引数（--learning_rate など）で変えられます。"""
-    from argparse import HelpFormatter
-
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(
-        Config, usage="python dpo_helpers.py [--設定 値 ...]", add_help=False, formatter_class=HelpFormatter,
-        description="日本語の選好データで、言語モデルを DPO で調整します。",
-    )  # fmt: skip
-    parser._optionals.title = "設定"
-    parser.add_argument("-h", "--help", action="help", help="この説明を表示して終わる")
-    parser.add_argument("--config", help="設定のファイル（JSON。ほかの引数があれば、そちらを優先）")
-    parser.error = _argument_error
-    if (path := parser.parse_known_args(argv)[0].config) is not None:
-        parser.set_defaults(**asdict(load_config(path)))
-    config, *_, unknown = parser.parse_args_into_dataclasses(
-        argv, look_for_args_file=False, return_remaining_strings=True
-    )
-    if unknown:
-        _argument_error(f"存在しない引数: {' '.join(unknown)}")
-    return config
-
-
-def _argument_error(message: str):
-    raise HelperError(f"引数を読み取れません（{message}）。使える引数と値の形は --help で確かめてください。")
-
-
-def _train_and_report(config: Config) -> Run | None:
-    """一回の実行の、初めから保存までです。並べたプロセスでは、0 番だけが評価と保存をし、ほかは None を返します。"""
-    pairs, leads = prepare_pairs(config), _processes().is_main_process
-    if is_finished(config, pairs):
-        if not leads:
-            return None
-        print("この設定の実行は、すでに終わっています。保存した結果を表示します。")
-        return load_run(config.output_dir)
-    if leads:
-        print(runtime_text(describe_runtime()))
-        print(f"モデル: {config.base_model}、データ: {config.dataset}（{len(pairs)} 対）")
-    run = train(config, pairs, progress_bar(), report=print)
-    if not leads:
-        return None
-    print("評価しています。")
-    evaluate_run(run)
-    save_run(run)
-    return run
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 知識表: 一行が一つの概念です。行を足せば、自分の分野の対を作れます。
-#
+# 観点: 名前|回答の書き出し|質問のしかた|…。{c} に概念の名前が入ります。
+FACETS = """
+what|{c}とは、|{c}とは何ですか？|{c}の意味を教えてください。|「{c}」とは、何を指す言葉ですか？|{c}を一言で説明してください。|初めて聞きました。{c}って何？|まず{c}の定義が知りたいです。
+why|{c}が重要なのは、|{c}はなぜ重要なのですか？|{c}を学ぶ意義を教えてください。|どうして{c}が重要なのでしょう。|{c}が重視される理由は何ですか？|{c}がわかると何がうれしいの？|なぜみんな{c}に注目するの？
+how|{c}は、|{c}はどのような仕組みですか？|{c}の仕組みを教えてください。|{c}は、どういう仕組みなの？|{c}がどう働くのか知りたいです。|{c}の中身はどうなっているの？|{c}の仕組みを、やさしく説明して。
+example|{c}の例として、|{c}の具体例を挙げてください。|{c}には、どんな例がありますか？|{c}の例を一つ知りたいです。|{c}を例で示してもらえますか？|たとえば何が{c}に当たりますか？|{c}のわかりやすい例はありますか？
+caution|{c}では、|{c}で気をつけることは何ですか？|{c}の注意点を教えてください。|{c}で失敗しやすいのはどこですか？|{c}にはどんな落とし穴がありますか？|{c}で困りやすいのはどんなこと？|{c}で見落としやすい点は？
+"""  # noqa: E501
+
+# 欠点: 名前 → 表に出すときの呼び名。どの rejected にも、欠点が一つだけあります。
+FLAWS = {
+    "other_concept": "別の概念の話", "other_facet": "聞かれていない観点", "wrong_fact": "事実の誤り",
+    "vague": "中身がない", "rude": "失礼・投げやり",
+    "cut_off": "途中で切れる",
+}  # fmt: skip
+
+# 中身のない回答: 観点|書き出しに続く述部|…。最後の行は、失礼な回答。
+PHRASES = """
+what|いろいろな場面でよく耳にする、なんとなく大事そうに思えるもののことです|説明しようとすると人によって話が変わってくる、ある種の考え方のようなものです|知っている人ならよく知っている、わりと広い意味を持った言葉の一つのことです|それらしい呼び名が付いた、それなりに役割のあるもののことだと思われます
+why|とにかく欠かせないものだと、いろいろなところで多くの人が言っているからです|見方によっては、大切だと思われる面がいくつもあるように感じられるからです|知らないよりは知っていたほうが、何となくよさそうだと多くの人が思うからです|あとになって、何かの形で少しは役に立つことがあるかもしれないからです
+how|いくつかの要素がうまい具合に組み合わさって、それなりにいい感じになります|内部でさまざまなことが行われて、その結果として、いつの間にかそうなります|あれこれと順番に進めていくと、だいたいのところは何とかうまくいくものです|少しややこしい手順をいくつか踏んで、最終的には何らかの形に落ち着きます
+example|身の回りにあるさまざまなものや、それに似たものなどがたくさん挙げられます|有名なものからあまりそうでないものまで、数えればきりがないほどあります|どこかの会社や学校などで、一度は見かけたことのあるようなものがあります|人によって思い浮かべるものが少しずつ違う、あれやこれやが挙げられます
+caution|いろいろなことが起こりうるので、ふだんからできるだけ気をつけるようにします|うまくいく場合もいかない場合もあるため、そのつど様子を見ながら考えます|よくないことが起こらないように、いつもほどほどに注意しておくと安心です|大事なところをうっかり間違えないように、最後までしっかりやることが大切です
+rude|そんな初歩的なことを聞くのですか。{c}くらい、人に聞く前に自分で調べてから来てください。|{c}も知らないのに、よく質問できますね。説明するだけ時間の無駄なので、お断りします。|はあ、また{c}の話ですか。何度も何度も同じことを言わせないでもらえますか。|あなたに{c}の話をしても、どうせわからないと思いますよ。早くあきらめてください。|教科書を読めばわかることです。{c}の説明など、こちらはわざわざしたくありません。|忙しいので、{c}の話に付き合ってはいられません。検索すればすぐに出てくるでしょう。|{c}を知らない人がまだいたとは驚きました。一から勉強をやり直してはどうですか。|{c}のことなら、もっとひまな人をつかまえて聞いてください。こちらは答えません。|いちいち{c}のことまで教えなければいけないのですか。少しは自分の頭で考えてください。|その程度の質問に答える気はありません。{c}のことくらい、自分で何とかしてください。|{c}について話すのは面倒なので、この質問はもう終わりにしてもらえませんか。|正直に言って、{c}がわからないようでは、この先もずっと苦労するだけだと思いますよ。|{c}ですか。それくらいは自分で調べてもらえませんか。こちらも忙しいんです。|さあ。{c}にはまったく興味がないので、ほかの人にでも聞いてみたらどうですか。|{c}の説明は面倒なので、しません。どうしても知りたければ、本を買うことですね。|どうでもいい質問ですね。{c}のことなど、さっさと忘れてしまったほうがいいですよ。
+"""  # noqa: E501
+
+# 一方が他方の一種か一部なので、説明を取り替えても誤りと言い切れない概念です。組の相手にしません。
+CLOSE = (
+    {"k平均法", "クラスタリング"}, {"主成分分析", "次元削減"}, {"A/Bテスト", "p値", "仮説検定"},
+    {"オブジェクト指向", "カプセル化", "クラス", "継承"}, {"ハッシュ関数", "関数"}, {"バージョン管理", "ブランチ"},
+    {"大規模言語モデル", "拡散モデル", "敵対的生成ネットワーク", "生成AI"},
+    {"ニューラルネットワーク", "深層学習", "畳み込みニューラルネットワーク"},
+    {"LoRA", "ファインチューニング", "転移学習"},
+)  # fmt: skip
+
+
+# ======== 知識表: 1 行が一つの概念です。行を足せば、自分の分野のペアを作れます。
 #     名前|意味（…とは、）|理由（…が重要なのは、）|仕組み（…は、）|例（…の例として、）|注意（…では、）
-#
 # 各欄は括弧の書き出しに続く述部で、句点は付けません。意味と仕組みは、ほかの概念に付け替えたら誤りになるように書きます。
 
 KNOWLEDGE = """
@@ -3612,6 +2295,4 @@ SQL|リレーショナルデータベースの定義や検索、更新に使う�
 
 
 if __name__ == "__main__":
-    if "WORLD_SIZE" not in os.environ:  # 並べたプロセスは、始めたプログラム（torchrun など）が終わらせる
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ctrl-C と同じに、後始末をして終わる
     sys.exit(main())

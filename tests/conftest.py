@@ -18,57 +18,72 @@ sys.path.insert(0, str(ROOT))
 
 import dpo_helpers as dpo  # noqa: E402
 
-SEEDS = (42, 0, 1)
-RUN_SEEDS = SEEDS if os.environ.get("DPO_ALL_SEEDS") else SEEDS[:1]  # コマンド 1 を実行する種
-
-
 EXPERIMENT = "dpo_training_experiment.ipynb"
-NEEDS_PROMPT = ("other_concept", "other_facet")  # 回答だけを見ても、よし悪しが決まらない欠点
+SEEDS = (42, 0, 1)
+RUN_SEEDS = SEEDS if os.environ.get("DPO_ALL_SEEDS") else SEEDS[:1]  # README のコマンド 1 を実行するシード
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: 数分かかるテスト（pytest -m 'not slow' で省けます）")
+    for marker in ("slow: 数十秒かかるテスト（pytest -m 'not slow' で省けます）",
+                   "colab: Colab の版でも実行する、速くて代表的なテスト"):  # fmt: skip
+        config.addinivalue_line("markers", marker)
+    for rule in ("error::FutureWarning", "error::DeprecationWarning",
+                 "ignore:.*gradient_checkpointing:FutureWarning"):  # fmt: skip  # TRL と PEFT が、古い名前を使う
+        config.addinivalue_line("filterwarnings", rule)
 
 
-def run_cli(*args, cwd, **options):
-    """README のコマンドと同じ形で、別のプロセスとして実行します。"""
-    command = [sys.executable, str(ROOT / "dpo_helpers.py"), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, **options)
+def adapter_difference(left: Path, right: Path) -> float:
+    """二つの実行のフォルダの、アダプタの重みの差の最大値です。"""
+    from safetensors.torch import load_file
+
+    a, b = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (left, right))
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
 
 
-@pytest.fixture(scope="session")
-def small_base(tmp_path_factory):
-    """学習していない、ごく小さな GPT-2 のフォルダです。学習の段取りを数秒で確かめるために使います。"""
+def arguments(config) -> list[str]:
+    """設定を、コマンドの引数の並びにします。"""
+    return [text for name, value in vars(config).items() if value is not None for text in (f"--{name}", str(value))]
+
+
+def finish(config, pairs=None, **options):
+    """学習、評価、保存を終えた Run です。"""
+    run = dpo.train(config, pairs, **options)
+    dpo.evaluate_run(run)
+    dpo.save_run(run)
+    return run
+
+
+def small_model(folder, dropout):
+    """学習していない、ごく小さな GPT-2 のフォルダを作ります。学習の段取りを数秒で確かめるために使います。"""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     pairs = dpo.build_pairs(1000)
-    tokenizer = dpo._tiny_tokenizer([p + a for p, a in zip(pairs["prompt"], pairs["chosen"], strict=True)])
+    tokenizer = dpo.tiny_tokenizer([p + a for p, a in zip(pairs["prompt"], pairs["chosen"], strict=True)])
     torch.manual_seed(0)
-    size = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=1, n_head=2,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("models") / "small"
-    GPT2LMHeadModel(size).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    size = {"vocab_size": len(tokenizer), "n_positions": 256, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    rates = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), dropout)
+    for part in (tokenizer, GPT2LMHeadModel(GPT2Config(**size, **ends, **rates))):
+        part.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def still_base(small_base, tmp_path_factory):
-    """small_base から dropout を除いたものです。dropout の乱数は、計算の分け方で変わってしまいます。"""
-    folder = tmp_path_factory.mktemp("models") / "still"
-    shutil.copytree(small_base, folder)
-    settings = json.loads((folder / "config.json").read_text())
-    rates = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0.0)
-    (folder / "config.json").write_text(json.dumps(settings | rates))
-    return folder
+def small_base(tmp_path_factory):
+    return small_model(tmp_path_factory.mktemp("models") / "small", 0.1)
+
+
+@pytest.fixture(scope="session")
+def still_base(tmp_path_factory):
+    """dropout のないものです。dropout の乱数は、計算の分け方で変わってしまいます。"""
+    return small_model(tmp_path_factory.mktemp("models") / "still", 0.0)
 
 
 @pytest.fixture(scope="session")
 def small_config(small_base, tmp_path_factory):
-    """small_base を、60 対だけで学習する設定を作る関数です。"""
+    """small_base を、60 ペアだけで学習する設定を作る関数です。"""
 
     def make(**options):
         folder = options.pop("output_dir", None) or tmp_path_factory.mktemp("runs") / "run"
@@ -80,11 +95,7 @@ def small_config(small_base, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_run(small_config):
-    run = dpo.train(small_config())
-    dpo.evaluate_run(run)
-    dpo.save_run(run)
-    run.lock.release()
-    return run
+    return finish(small_config())
 
 
 def shared_folder(tmp_path_factory, name):
@@ -97,10 +108,7 @@ def shared_folder(tmp_path_factory, name):
 
 @pytest.fixture(scope="session")
 def experiment(small_base, still_base, tmp_path_factory):
-    """実験ノートブックだけを空のフォルダに置き、二つの小さなモデルで実行した、(フォルダ, モデル, 別のモデル) です。
-
-    GPU がなければ、60 対の試運転になります。初めの設定のままの実行は、tests/colab/check.py で確かめます。
-    """
+    """実験ノートブックだけを空のフォルダに置き、二つの小さなモデルで実行した、(フォルダ, モデル, 別のモデル) です。"""
     folder = shared_folder(tmp_path_factory, "experiment")
     models = folder / "models.json"
     with FileLock(folder / "lock"):
@@ -122,14 +130,13 @@ def run_experiment(folder, base_model, other_model):
 
 @pytest.fixture(scope="session")
 def offline_runs(tmp_path_factory):
-    """README のコマンド 1 をそのまま実行した、種ごとの結果のフォルダです。"""
+    """README のコマンド 1 をそのまま実行した、シードごとの結果のフォルダです。"""
     folder = shared_folder(tmp_path_factory, "offline")
     with FileLock(folder / "lock"):
-        for seed in RUN_SEEDS:
-            if (folder / f"{seed}.txt").exists():
-                continue
-            seeds = ("--seed", seed, "--data_seed", seed)
-            done = run_cli("--base_model", "offline-tiny", *seeds, "--output_dir", seed, cwd=folder)
-            assert done.returncode == 0, done.stderr[-3000:]
-            (folder / f"{seed}.txt").write_text(done.stdout)
+        for seed in map(str, RUN_SEEDS):
+            if not (folder / seed / "metrics.json").exists():
+                command = [sys.executable, str(ROOT / "dpo_helpers.py"), "--base_model", "offline-tiny",
+                           "--seed", seed, "--data_seed", seed, "--output_dir", seed]  # fmt: skip
+                done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+                assert done.returncode == 0, done.stderr[-3000:]
     return {seed: folder / str(seed) for seed in RUN_SEEDS}

@@ -12,13 +12,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import ROOT
-from measure_recipe import place_base
+from test_notebooks import place_base
 
 import dpo_helpers as dpo
 
@@ -48,9 +47,7 @@ def lab(offline_runs, experiment, tmp_path_factory):
     """二つのノートブックと、元のモデルと、終わった実験を置いたフォルダで JupyterLab を始め、アドレスを返します。"""
     folder = tmp_path_factory.mktemp("lab")
     config = dpo.Config(base_model="offline-tiny")
-    place_base(offline_runs[42] / "base", replace(config, output_dir=str(
-        folder / dpo.run_folder(config, dpo.prepare_pairs(config))
-    )))  # fmt: skip
+    place_base(folder, offline_runs[42] / "base", config)
     done, small_base, _ = experiment
     shutil.copytree(done / "experiments", folder / "experiments")
     choices = {"colab_dpo_training.ipynb": 'base_model = "offline-tiny"',

@@ -1,175 +1,174 @@
 """実験ノートブックが最後まで動き、本文の数と文が、保存した結果のとおりであることを確かめます。"""
 
+import dis
 import json
 import re
 import shutil
+import types
+from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
-from conftest import ROOT, run_experiment
-from measure_studies import NOTEBOOK, read_studies, study_table
+from conftest import EXPERIMENT, ROOT, run_experiment
+from IPython.core.inputtransformer2 import TransformerManager
+from measure.studies import read_studies, study_table
 from test_notebooks import check_outputs
 
 import dpo_helpers as dpo
 
-CELLS = {cell.metadata.id: cell.source for cell in nbformat.read(ROOT / NOTEBOOK, as_version=4).cells}
-SAVED = "**保存した結果**（`offline-tiny`、1,000 対、種三つの平均）"
+NOTEBOOK = nbformat.read(ROOT / EXPERIMENT, as_version=4)
+CELLS = {cell.metadata.id: cell.source for cell in NOTEBOOK.cells}
 STUDIES = [name for name, source in CELLS.items() if source == f'study("{name}")']
 
 
-def test_every_study_has_a_title_an_explanation_a_cell_and_a_result():
+def run_cell(name, **values):
+    """セルを、values だけがある所で実行したあとの変数です。"""
+    exec(CELLS[name], values := {"dpo": dpo, "pd": pd, "Path": Path} | values)
+    return types.SimpleNamespace(**values)
+
+
+def test_every_study_has_a_title_a_cell_and_the_saved_table():
     assert len(STUDIES) == 9
     for number, name in enumerate(STUDIES, 4):
-        assert CELLS[f"{name}-text"].startswith(f"## {number}. ")
-        assert f"{name}-result" in CELLS and f'"{name}":' in CELLS["studies"]
+        results = read_studies()[name]
+        assert CELLS[f"{name}-text"].startswith(f"## {number}. ") and results["error"].isna().all()
+        assert CELLS[f"{name}-result"].startswith(f"{study_table(results)}\n\n")
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_tables_in_the_text_come_from_the_saved_runs(name):
-    results = read_studies()[name]
-    assert results["error"].isna().all()
-    assert CELLS[f"{name}-result"].startswith(f"{SAVED}\n\n{study_table(results)}\n")
+def test_no_name_is_given_a_second_value_in_another_cell():
+    """どのセルを実行し直しても、ほかのセルが使う変数は変わりません。"""
+    stored = []
+    for source in (cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code"):
+        code = compile(TransformerManager().transform_cell(source), "cell", "exec")
+        stored += {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_NAME"}
+    assert "config" in stored and len(stored) == len(set(stored))
 
 
-def test_the_time_in_the_text_comes_from_a_saved_run():
-    seconds = json.loads((ROOT / "tests" / "results" / "notebooks.json").read_text("utf-8"))["seconds"][NOTEBOOK]
-    time = f"2 コアの CPU で {seconds / 60:.0f} 分"
-    assert f"{time}かかりました" in CELLS["title"] and f"| {time} |" in CELLS["settings-text"]
+def test_numbers_outside_the_tables_come_from_saved_results_and_arithmetic():
+    seconds = json.loads((ROOT / "tests" / "results" / "notebooks.json").read_text("utf-8"))["seconds"][EXPERIMENT]
+    assert f"2 コアの CPU で {seconds / 60:.0f} 分" in CELLS["title"]
+    assert '"quick": ("offline-tiny", 200, [42])' in CELLS["config"] and "`quick`（200 ペア" in CELLS["title"]
+    sizes = re.findall(r"\| ([\d.]+) 億 \| ([\d.]+) GB \|", CELLS["model-text"])
+    assert len(sizes) >= 3 and all(float(memory) == pytest.approx(0.4 * float(size)) for size, memory in sizes)
+    columns = ["prompt", "chosen", "rejected"]
+    train, held_out = dpo.split_pairs(dpo.load_pairs(dpo.build_pairs(1000).select_columns(columns).to_list()))
+    swapped = set(zip(train["rejected"], train["chosen"], strict=True))
+    mirrors = sum(answers in swapped for answers in zip(held_out["chosen"], held_out["rejected"], strict=True))
+    assert f"150 ペアのうち {mirrors} ペアの、" in CELLS["own-result"]
 
 
 def means(name):
-    """実験の設定ごとの、種の平均です。"""
-    return pd.DataFrame([rows.mean(numeric_only=True) for _, rows in dpo._groups(read_studies()[name])])
+    """実験の設定ごとの、シードの平均です。"""
+    return pd.DataFrame([rows.mean(numeric_only=True) for rows in dpo.setting_groups(read_studies()[name]).values()])
 
 
 def overlap(table):
-    """すべての設定の、検証の正解率の 95 % 区間が重なっているかどうかです。"""
-    n = table["eval_pairs"]
-    ends = [dpo.wilson_interval(a * m, m) for a, m in zip(table["accuracy_after"], n, strict=True)]
+    """すべての設定の、検証の正解率の 95 % 信頼区間が重なっているかどうかです。"""
+    ends = [dpo.wilson_interval(accuracy * 150, 150) for accuracy in table["accuracy_after"]]
     return max(low for low, _ in ends) < min(high for _, high in ends)
 
 
-def chrf_of(name, row):
-    return f"{means(name)['chrf'][row]:.1f}"
+def grows(values):
+    return values.is_monotonic_increasing and values.is_unique
 
 
-def moved():
-    """β の実験の、マージンを β で割った値です。"""
-    table = means("beta")
-    return "、".join(f"{value:.1f}" for value in table["margin_after"] / table["beta"])
+CLAIMS = {  # 実験: 本文に書いたこと。t は設定ごとの平均、loss は最後の選好の損失、right は検証の正解率
+    "scale": lambda t, loss, right: loss[0] > 0.98 * 0.693 and t["margin_after"][0] < 0.05 and right[0] > 0.9
+    and loss[1:].max() < 0.3 and t["learning_rate"][2] == pytest.approx(500 * t["learning_rate"][3])
+    and 5 * t["learning_rate"][1] == pytest.approx(t["learning_rate"][2]),
+    "beta": lambda t, loss, right: grows(-loss) and grows(t["margin_after"]) and overlap(t)
+    and "、".join(f"{value:.1f}" for value in t["margin_after"] / t["beta"]) in CELLS["beta-result"],
+    "loss": lambda t, loss, right: right[1:].max() < right[0] and t["chrf"][1:].max() < t["chrf"][0]
+    and all(overlap(t.loc[[0, i]]) for i in (1, 3, 4)) and loss[5] < 0
+    and (t["chrf"] < t["chrf"][0] / 2).tolist() == [False, False, True, False, False, True]
+    and f"{100 * t['ended'][2]:.1f} % と {100 * t['ended'][5]:.1f} %" in CELLS["loss-result"],
+    "rank": lambda t, loss, right: grows(-loss) and overlap(t) and t["chrf"].max() - t["chrf"].min() < 2,
+    "pairs": lambda t, loss, right: grows(-loss) and grows(t["margin_after"]) and grows(right) and overlap(t)
+    and grows(-t["chrf"]),
+    "noise": lambda t, loss, right: right[0] > right[1:3].max() and right[1:3].min() > right[3:].max()
+    and dpo.wilson_interval(right.min() * 150, 150)[0] > 0.5 and overlap(t[1:3]) and overlap(t[3:]),
+    "warmup": lambda t, loss, right: grows(-right) and overlap(t) and grows(-t["chrf"]),
+    "epochs": lambda t, loss, right: loss[2] < loss[0] / 3 and t["accuracy_train"][2] > 0.995 and overlap(t)
+    and grows(-t["chrf"]),
+    "own": lambda t, loss, right: (t["eval_pairs"] == 150).all(),
+}  # fmt: skip
 
 
-def mirrors():
-    """見本のファイルの検証用の対のうち、chosen と rejected を入れ替えた相方が学習用にあるものの数です。"""
-    columns = ["prompt", "chosen", "rejected"]
-    train, held_out = dpo.split_pairs(dpo.load_pairs(dpo.build_pairs(1000).select_columns(columns).to_list()))
-    seen = set(zip(train["chosen"], train["rejected"], strict=True))
-    return sum((bad, good) in seen for good, bad in zip(held_out["chosen"], held_out["rejected"], strict=True))
+@pytest.mark.parametrize("name", STUDIES)
+def test_what_the_text_says_is_true_of_the_saved_runs(name):
+    table = means(name)
+    assert CLAIMS[name](table, table["final_loss"], table["accuracy_after"])
+    drop = re.search(r"chrF は ([\d.]+) から ([\d.]+) に下がりました", CELLS[f"{name}-result"])
+    assert not drop or [float(value) for value in drop.groups()] == table["chrf"][:2].round(1).tolist()
 
 
-def is_growing(values):
-    return all(a < b for a, b in zip(values, values[1:], strict=False))
+def best(config, rows, results, seeds=(42,)):
+    """(変えた項目, 検証の正解率) の実行があったときに、最もよい設定のセルが書く設定です。"""
+    found = []
+    for i, (changed, accuracy) in enumerate(rows):
+        run = replace(config, **changed, output_dir=str(results / f"run{i}"))
+        dpo.claim_folder(run, dpo.build_pairs(20))
+        found.append({"folder": run.output_dir, "accuracy_after": accuracy})
+    done = run_cell("best", config=config, tables={"a": pd.DataFrame(found)}, results=results, seeds=seeds)
+    assert dpo.load_config(results / "best_config.json") == done.best
+    return done.best
 
 
-def test_what_the_text_says_of_learning_rate_and_scale_is_true():
-    table = means("scale")
-    usual, faster, *equal = table["final_loss"]
-    assert usual > 0.98 * 0.693 and table["margin_after"][0] < 0.05 and table["accuracy_after"][0] > 0.9
-    assert max(faster, *equal) < 0.3
-    scaled = table["learning_rate"] * table["lora_alpha"]
-    assert scaled[1] == pytest.approx(scaled[3] / 5)
-    first, last = (table.iloc[i] for i in (2, 3))
-    assert first["learning_rate"] == pytest.approx(500 * last["learning_rate"])
-    assert first["learning_rate"] * first["lora_alpha"] == pytest.approx(last["learning_rate"] * last["lora_alpha"])
+def test_the_best_setting_is_on_the_same_data_and_the_baseline_wins_ties(tmp_path, capsys):
+    base = dpo.Config(base_model="offline-tiny").resolved()
+    spoiled = [({"label_noise": 0.4}, 0.9), ({"train_share": 0.5}, 0.9), ({"dataset": "own.csv"}, 0.9)]
+    better = best(base, [({}, 0.6), ({"beta": 0.1}, 0.7), *spoiled], tmp_path)
+    assert better == replace(base, beta=0.1) and "beta=0.1（検証の正解率 70.0%）" in capsys.readouterr().out
+    assert best(base, [({"beta": 0.1}, 0.7), ({}, 0.7)], tmp_path) == base
+    assert "最もよかった設定: ベースライン" in capsys.readouterr().out
 
 
-def test_what_the_text_says_of_beta_is_true():
-    table = means("beta")
-    assert is_growing(-table["final_loss"].to_numpy()) and is_growing(table["margin_after"].to_numpy())
-    assert overlap(table) and f"割ると {moved()} で" in CELLS["beta-result"]
-
-
-def test_what_the_text_says_of_loss_types_is_true():
-    table = means("loss")
-    for column in ("accuracy_after", "chrf"):
-        assert table[column][1:].max() < table[column][0]
-    labels = [label for label, _ in dpo._groups(read_studies()["loss"])]
-    assert all(overlap(table.iloc[[0, i]]) for i in (1, 3, 4)) and table["final_loss"][5] < 0
-    assert f"chrF は {chrf_of('loss', 0)} から {chrf_of('loss', 1)} に下がりました" in CELLS["loss-result"]
-    half = table["chrf"][0] / 2
-    broken = {label.partition(",")[0] for label, chrf in zip(labels, table["chrf"], strict=True) if chrf < half}
-    assert broken == {"loss_type=ipo", "loss_type=robust"}
-
-
-def test_what_the_text_says_of_rank_is_true():
-    table = means("rank")
-    assert table["lora_r"].tolist() == [8, 32, 128] and overlap(table)
-    assert is_growing(-table["final_loss"].to_numpy()) and table["chrf"].max() - table["chrf"].min() < 2
-
-
-def test_what_the_text_says_of_the_number_of_pairs_is_true():
-    table = means("pairs")
-    assert is_growing(-table["final_loss"].to_numpy()) and is_growing(table["margin_after"].to_numpy())
-    assert is_growing(table["accuracy_after"].to_numpy()) and overlap(table)
-    assert is_growing(-table["chrf"].to_numpy())
-
-
-def test_what_the_text_says_of_label_noise_is_true():
-    table = means("noise")
-    assert is_growing([-table["accuracy_after"][i:j].max() for i, j in ((0, 1), (1, 3), (3, 5))])
-    low, _ = dpo.wilson_interval(table["accuracy_after"].min() * 150, 150)
-    assert low > 0.5 and overlap(table[1:3]) and overlap(table[3:5])
-
-
-def test_what_the_text_says_of_the_warm_up_is_true():
-    table = means("warmup")
-    assert is_growing(-table["accuracy_after"].to_numpy()) and overlap(table)
-    assert f"chrF は {chrf_of('warmup', 0)} から {chrf_of('warmup', 1)} に下がりました" in CELLS["warmup-result"]
-    assert is_growing(-table["chrf"].to_numpy())
-
-
-def test_what_the_text_says_of_epochs_is_true():
-    table = means("epochs")
-    assert table["final_loss"][2] < table["final_loss"][0] / 3 and table["accuracy_train"][2] > 0.995
-    assert overlap(table) and is_growing(-table["chrf"].to_numpy())
-
-
-def test_what_the_text_says_of_the_sample_file_is_true():
-    assert overlap(means("own")) and f"150 対のうち {mirrors()} 対で" in CELLS["own-result"]
-
-
-def test_the_memory_of_the_listed_models_is_four_bytes_a_parameter():
-    rows = re.findall(r"\| ([\d.]+) 億 \| .* \| ([\d.]+) GB \|", CELLS["model-text"])
-    assert len(rows) >= 5
-    assert all(float(gigabytes) == pytest.approx(4 * float(size) / 10, abs=0.05) for size, gigabytes in rows)
+def test_the_best_setting_is_chosen_by_the_mean_over_all_seeds(tmp_path):
+    base = dpo.Config(base_model="offline-tiny").resolved()
+    scores = {0.5: (0.9, 0.5), 0.1: (0.8, 0.7), 0.9: (1.0,)}
+    rows = [({"beta": beta, "seed": seed}, score) for beta, pair in scores.items()
+            for seed, score in zip((42, 1), pair, strict=False)]  # fmt: skip
+    assert best(base, rows, tmp_path, seeds=(42, 1)) == replace(base, beta=0.1)
 
 
 @pytest.mark.slow
 def test_it_runs_with_a_figure_for_each_study(experiment):
     executed, small_base, _ = experiment
-    done = nbformat.read(executed / "out.ipynb", as_version=4)
+    done, results = nbformat.read(executed / "out.ipynb", as_version=4), executed / "experiment_results_quick"
     text = check_outputs(done)
     for name in (*STUDIES, "model"):
         (cell,) = (cell for cell in done.cells if cell.metadata.get("id") == name)
         assert sum("image/png" in output.get("data", {}) for output in cell.outputs) == 1
         assert pd.read_csv(executed / "experiments" / f"{name}.csv")["error"].isna().all()
-        assert (executed / "experiment_results_quick" / f"{name}.png").is_file()
-    assert "最もよかった" in text and "experiment_results_quick.zip にまとめました" in text
-    assert dpo.load_config(executed / "experiment_results_quick" / "best_config.json").base_model == str(small_base)
-    rows = pd.read_csv(executed / "experiment_results_quick" / "all_runs.csv")
-    runs, minutes = re.search(r"このあとの実行は (\d+) 回で、約 ([\d.]+) 分", text).groups()
-    assert int(runs) == rows["folder"].nunique() - 1
-    spent = rows.drop_duplicates("folder")["total_seconds"].sum() / 60
-    assert spent / 3 < float(minutes) < 3 * spent
+        assert (results / f"{name}.png").is_file()
+    assert "最もよかった設定: " in text and "experiment_results_quick.zip にまとめました" in text
+    assert dpo.load_config(results / "best_config.json").base_model == str(small_base)
+    assert len(pd.read_csv(results / "all_runs.csv")) == 33
+    # 本文のとおり、慣例の α と 5e-6 の実行は「ほとんど変化していない」と判定される
+    assert pd.read_csv(executed / "experiments" / "scale.csv")["verdict"][0] == "ほとんど変化していない"
 
 
 @pytest.mark.slow
-def test_run_again_it_trains_nothing_and_shows_the_same(experiment, tmp_path):
+def test_its_tables_show_the_means_and_the_answers_of_the_runs(experiment, monkeypatch):
+    monkeypatch.chdir(experiment[0])
+    tables = {name: pd.read_csv(f"experiments/{name}.csv") for name in ("scale", "beta")}
+    again = tables["beta"].assign(seed=1, final_loss=tables["beta"]["final_loss"] + 1)
+    shown = run_cell("all", tables=tables | {"beta": pd.concat([tables["beta"], again])}).summary
+    assert shown["実験"].tolist() == ["scale"] * 4 + ["beta"] * 3 and shown["設定"][4] == "beta=0.1"
+    assert shown["final_loss"][4] == pytest.approx(tables["beta"]["final_loss"][0] + 0.5)
+    compared = run_cell("compare", tables=tables, seeds=[42]).both
+    for side, folder in (("左", tables["scale"]["folder"][0]), ("右", tables["scale"]["folder"][3])):
+        answers = dpo.load_run(folder).answers.set_index("prompt")["dpo"]
+        assert (compared[f"dpo（{side}）"] == compared["prompt"].map(answers)).all() and len(compared) == len(answers)
+
+
+@pytest.mark.slow
+def test_run_again_it_trains_nothing(experiment, tmp_path):
     executed, *models = experiment
     shutil.copytree(executed, tmp_path / "again")
     files = sorted((tmp_path / "again" / "experiments").glob("*/metrics.json"))
     times = [path.stat().st_mtime_ns for path in files]
-    done = run_experiment(tmp_path / "again", *models)
-    assert "このあとの実行は 0 回" in check_outputs(nbformat.from_dict(done))
-    assert [path.stat().st_mtime_ns for path in files] == times
+    check_outputs(nbformat.from_dict(run_experiment(tmp_path / "again", *models)))
+    assert [path.stat().st_mtime_ns for path in files] == times and len(files) == 24

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from full_size import CONFIG, NAME, make_full_size
+from measure.full_size import CONFIG, NAME, make_full_size
 
 import dpo_helpers as dpo
 
@@ -32,13 +32,12 @@ def workplace(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(workplace):
-    """SFT を 2 回、DPO を 2 回更新し、評価して保存したものです。"""
+    """短い文の 10 ペアで、SFT と DPO を 2 ステップずつ学習し、評価して保存したものです。"""
+    pairs = [{"prompt": f"{n}の次は？", "chosen": f"{n + 1}です。", "rejected": "さあ。"} for n in range(10)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
-        config = dpo.Config(num_pairs=20, sft_epochs=0.4, num_train_epochs=0.4, output_dir="out")
-        phases = []
-        run = dpo.train(config, watch=lambda status, rows: phases.append((status["phase"], status["steps"])))
-        assert phases == [("SFT", 2)] * 2 + [("DPO", 2)] * 2
+        config = dpo.Config(eval_fraction=0.2, max_length=32, output_dir="out", sft_epochs=1.0)
+        run = dpo.train(config, pairs)
         dpo.evaluate_run(run)
         dpo.save_run(run)
         yield run
@@ -60,30 +59,22 @@ def test_the_folder_is_as_the_hub_serves_it(workplace):
 
 @pytest.mark.slow
 def test_full_size_goes_through_training(run):
-    assert run.model.get_base_model().num_parameters() - sum(
-        p.numel() for name, p in run.model.named_parameters() if "lora_" in name
-    ) == pytest.approx(124_439_808)
+    frozen = [p for name, p in run.model.named_parameters() if "lora_" not in name]
+    assert sum(p.numel() for p in frozen) == 124_439_808
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
     assert run.history[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-3)
     assert all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in run.history)
+    assert len(run.history) == len(dpo.read_lines(run.folder / "sft" / "history.jsonl")) - 1 == 2
 
 
 @pytest.mark.slow
-def test_saved_full_size_run_is_the_trained_model(run):
-    saved = dpo.load_run(run.folder)
-    texts = run.eval_pairs["prompt"], run.eval_pairs["chosen"]
-    before, after = (dpo.answer_logps(each.model, each.tokenizer, *texts)[0] for each in (run, saved))
-    assert after == pytest.approx(before, abs=1e-2)
-    assert isinstance(dpo.generate_response("質問: AIとは何ですか？", saved.model, saved.tokenizer), str)
-
-
-@pytest.mark.slow
-def test_the_specified_snippet_works_to_the_letter(run, workplace):
-    """学習したモデルと同じ確率になります。重みは fp16 のまま読まれるので、同じ float32 の計算にそろえて比べます。"""
+def test_the_saved_adapter_on_the_specified_snippet_is_the_trained_model(run):
+    """仕様のとおりに読むと、学習したモデルと同じ確率になります。重みは fp16 で読まれるので、float32 にそろえます。"""
     scope = {"path": "out/adapter"}
     exec(SNIPPET, scope)
     assert scope["answer"].startswith("質問:")
-    texts = run.eval_pairs["prompt"], run.eval_pairs["chosen"]
-    expected, _ = dpo.answer_logps(run.model, run.tokenizer, *texts)
-    found, _ = dpo.answer_logps(scope["model"].float(), scope["tokenizer"], *texts)
+    expected = dpo.pair_logps(run.model, run.tokenizer, run.eval_pairs)
+    with dpo.using(run.model, "base"):
+        assert abs(dpo.pair_logps(run.model, run.tokenizer, run.eval_pairs) - expected).max() > 0.05
+    found = dpo.pair_logps(scope["model"].float(), scope["tokenizer"], run.eval_pairs)
     assert found == pytest.approx(expected, abs=1e-2)

@@ -4,27 +4,15 @@ import math
 
 import pytest
 import torch
-from transformers import (
-    AutoTokenizer,
-    Gemma2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
-)
+import transformers
+from conftest import finish
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import dpo_helpers as dpo
 
-SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "max_position_embeddings": 256}  # fmt: skip
-GROUPED = {"num_key_value_heads": 1, "head_dim": 16}
+SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
+        "num_key_value_heads": 1, "max_position_embeddings": 256}  # fmt: skip
 CHATML = """{%- for message in messages %}<|im_start|>{{ message.role }}
-{{ message.content }}<|im_end|>
-{% endfor %}{%- if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-# Qwen3 と同じく、最後の回答の前に、考える過程の空の印が入る
-THINKING = """{%- for message in messages %}<|im_start|>{{ message.role }}
 {% if message.role == "assistant" %}<think>
 
 </think>
@@ -35,172 +23,102 @@ THINKING = """{%- for message in messages %}<|im_start|>{{ message.role }}
 
 </think>
 
-{% endif %}{% endif %}"""
+{% endif %}{% endif %}"""  # Qwen3 と同じく、最後の回答の前に、考える過程の空の印が入る
 TURNS = """{{ bos_token }}{% for message in messages %}<start_of_turn>\
 {{ "model" if message.role == "assistant" else message.role }}
 {{ message.content }}<end_of_turn>
 {% endfor %}{% if add_generation_prompt %}<start_of_turn>model
 {% endif %}"""
-# llm-jp の instruct モデルの形
-SECTIONS = """{{ bos_token }}{% for message in messages %}{% if message.role == "user" %}
-
-### 指示:
-{{ message.content }}{% else %}
-
-### 応答:
-{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}
-
-### 応答:
-{% endif %}"""
+MELTED = [{"prompt": f"質問: 質問{i}は何\n回答:", "chosen": f"「はい{i}」", "rejected": f"いいえ{i}"}
+          for i in range(40)]  # fmt: skip
 
 
-def texts():
-    pairs = dpo.build_pairs(200)
-    marks = "### 指示:\n### 応答:\nuser\nmodel\n"
-    return [f"{p}{a}" for p, a in zip(pairs["prompt"], pairs["chosen"], strict=True)] + [marks]
-
-
-def byte_level(eos, pad=None, more=(), template=None):
+def byte_level(eos, pad, *more, texts=None, template=None):
     """Qwen や GPT-NeoX の形（バイト単位の BPE、BOS なし）です。"""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet, special = pre_tokenizers.ByteLevel.alphabet(), list(dict.fromkeys([eos, *more, *([pad] if pad else [])]))
-    bpe.train_from_iterator(
-        texts(), trainers.BpeTrainer(vocab_size=800, initial_alphabet=alphabet, special_tokens=special)
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=eos, pad_token=pad, chat_template=template)
+    made, letters = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.pre_tokenizer, made.decoder = letters, decoders.ByteLevel()
+    special = list(dict.fromkeys((eos, pad, *more)))
+    trainer = trainers.BpeTrainer(vocab_size=800, initial_alphabet=letters.alphabet(), special_tokens=special)
+    made.train_from_iterator(texts or dpo.build_pairs(200)["chosen"], trainer)
+    names = {"eos_token": eos, "pad_token": pad, "chat_template": template}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, **names)
 
 
-def sentence_pieces(eos="</s>", pad=None, more=(), template=None):
-    """Llama や Gemma の形（空白を ▁ に替える Unigram、知らない文字はバイト、初めに BOS を付ける）です。"""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-    special = ["<unk>", "<s>", "</s>", *([pad] if pad else []), *more, *(f"<0x{i:02X}>" for i in range(256))]
-    unigram = Tokenizer(models.Unigram())
-    unigram.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+def sentence_pieces(*more, template=None):
+    """Llama や Gemma の形（Unigram、知らない文字はバイト、初めに BOS を付ける）です。"""
+    made = Tokenizer(models.Unigram())
+    made.pre_tokenizer = pre_tokenizers.Split("\n", "isolated")
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>", "<pad>", *more, *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.UnigramTrainer(vocab_size=900, special_tokens=special, unk_token="<unk>")
-    unigram.train_from_iterator(texts(), trainer)
-    unigram.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    unigram.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", unigram.token_to_id("<s>"))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=unigram, bos_token="<s>", eos_token=eos, unk_token="<unk>", pad_token=pad,
-        chat_template=template,
-    )  # fmt: skip
+    made.train_from_iterator(dpo.build_pairs(200)["chosen"], trainer)
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, chat_template=template, **names)
 
 
-KINDS = {
-    "qwen2-chat": (Qwen2Config, GROUPED, lambda: byte_level(
-        "<|im_end|>", "<|endoftext|>", ["<|im_start|>"], CHATML)),
-    "qwen3-thinking": (Qwen3Config, GROUPED, lambda: byte_level(
-        "<|im_end|>", "<|endoftext|>", ["<|im_start|>"], THINKING)),
-    "qwen2-base": (Qwen2Config, GROUPED, lambda: byte_level("<|endoftext|>", "<|endoftext|>")),
-    "gpt-neox": (GPTNeoXConfig, {}, lambda: byte_level("<|endoftext|>")),
-    "llama-base": (LlamaConfig, GROUPED, sentence_pieces),
-    "llm-jp-instruct": (LlamaConfig, GROUPED, lambda: sentence_pieces(pad="<pad>", template=SECTIONS)),
-    "gemma2-chat": (Gemma2Config, GROUPED, lambda: sentence_pieces(
-        pad="<pad>", more=["<start_of_turn>", "<end_of_turn>"], template=TURNS)),
-}  # fmt: skip
+KINDS = {  # 名前: (設定のクラス, トークナイザ)
+    "qwen2": ("Qwen2Config", lambda: byte_level("<|endoftext|>", "<|endoftext|>")),
+    "qwen3-chat": ("Qwen3Config", lambda: byte_level("<|im_end|>", "<|endoftext|>", "<|im_start|>", template=CHATML)),
+    "gpt-neox": ("GPTNeoXConfig", lambda: byte_level("<|endoftext|>", "<|pad|>")),
+    "llama": ("LlamaConfig", sentence_pieces),
+    "gemma2-chat": ("Gemma2Config", lambda: sentence_pieces("<start_of_turn>", "<end_of_turn>", template=TURNS)),
+    # 「:「」が一つのトークンになり、質問の終わりと回答の初めが溶け合う
+    "melting": ("GPT2Config", lambda: byte_level("<e>", "<e>", texts=["回答:「はい」", "回答:「いいえ」"] * 50)),
+}
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def run(request, tmp_path_factory):
-    """小さなモデルを作って学習し、保存したものです。"""
-    from transformers import AutoModelForCausalLM
-
-    kind, options, make = KINDS[request.param]
-    folder, tokenizer = tmp_path_factory.mktemp("kinds") / request.param, make()
+def trained(request, tmp_path_factory):
+    """小さなモデルを作って学習し、保存した (Run, TRL が学習に使ったデータ) です。"""
+    kind, make = KINDS[request.param]
+    folder, tokenizer, seen = tmp_path_factory.mktemp("kinds"), make(), []
     torch.manual_seed(0)
-    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
-           "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
-    model = AutoModelForCausalLM.from_config(kind(vocab_size=len(tokenizer), **SIZE | options | ids))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    config = dpo.Config(
-        base_model=str(folder), num_pairs=40, sft_epochs=0.5, max_length=256, lora_r=4, lora_alpha=64.0,
-        output_dir=str(folder.with_name(f"{request.param}-run")),
-    )  # fmt: skip
-    run = dpo.train(config)
-    dpo.evaluate_run(run)
-    dpo.save_run(run)
-    run.lock.release()
-    return run
+    ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "bos_token_id", "pad_token_id")}
+    size = getattr(transformers, kind)(vocab_size=len(tokenizer), **SIZE, **ids)
+    for part in (transformers.AutoModelForCausalLM.from_config(size), tokenizer):
+        part.save_pretrained(folder / "base")
+    config = dpo.Config(base_model=str(folder / "base"), num_pairs=40, sft_epochs=0.2, max_length=256, lora_r=4,
+                        lora_alpha=64.0, output_dir=str(folder / "run"))  # fmt: skip
+
+    class Watch(transformers.TrainerCallback):
+        def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+            seen.append(train_dataloader.dataset)
+
+    return finish(config, MELTED if request.param == "melting" else None, callbacks=[Watch()]), seen[-1]
 
 
-def test_every_kind_of_model_goes_to_the_end(run):
+def test_every_kind_of_model_trains_and_a_saved_run_answers_as_before(trained):
+    run, _ = trained
     assert run.history[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-3)
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in run.history)
     kinds = {name.split(".")[-4] for name, _ in run.model.named_parameters() if ".lora_A.default" in name}
-    assert len(kinds) >= 4  # 注意機構と MLP の線形層のすべて
-
-
-def test_training_and_scoring_see_the_same_tokens(run):
-    """TRL が学習した最初の四対の対数確率は、評価の `answer_logps` と同じです。"""
-    first = dpo._shuffled(run.train_pairs, run.config.seed).select(range(4))
-    with dpo._using(run.model, "warmup"):
-        for side in ("chosen", "rejected"):
-            scored, _ = dpo.answer_logps(run.model, run.tokenizer, first["prompt"], first[side], 256)
-            assert sum(scored) / 4 == pytest.approx(run.history[0][f"logps/{side}"], abs=2e-3)
-
-
-def test_the_text_is_that_of_the_template(run):
-    """テンプレートがあれば、それに従った一つの文になり、BOS は一つだけ、最後は終わりの印です。"""
-    tokenizer, pair = run.tokenizer, run.train_pairs[0]
-    ((question, answer),) = dpo.model_texts([pair["prompt"]], [pair["chosen"]], tokenizer)
-    ids = tokenizer(question + answer)["input_ids"]
-    assert tokenizer.bos_token_id is None or ids.count(tokenizer.bos_token_id) == 1
-    assert ids[-1] == tokenizer.eos_token_id and ids[:-1].count(tokenizer.unk_token_id) == 0
-    bare = pair["prompt"].removeprefix("質問: ").removesuffix("\n回答:")
-    if tokenizer.chat_template is None:
-        assert (question, answer) == (pair["prompt"], pair["chosen"] + tokenizer.eos_token)
-    else:
-        assert bare in question and "質問:" not in question and pair["chosen"] in answer
-        messages = [{"role": "user", "content": bare}, {"role": "assistant", "content": pair["chosen"]}]
-        whole = tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
-        assert (question + answer).removesuffix(tokenizer.eos_token) in (whole, whole.removesuffix(tokenizer.eos_token),
-                                                                          whole.removeprefix("<s>"),
-                                                                          whole.removeprefix("<s>").removesuffix("</s>"))
-
-
-def test_a_saved_run_answers_as_before(run):
-    saved = dpo.load_run(run.folder)
-    question = "AIとは何ですか？"
+    assert len(kinds) >= 3  # 注意機構と MLP の線形層のすべて
+    saved, question = dpo.load_run(run.folder), "AIとは何ですか？"
     answers = [dpo.generate_response(question, each.model, each.tokenizer) for each in (run, saved)]
-    assert answers[0] == answers[1] and isinstance(AutoTokenizer.from_pretrained(run.folder / "adapter").eos_token, str)
+    assert answers[0] == answers[1]
 
 
+@pytest.mark.colab
+def test_training_scoring_and_generation_see_the_same_tokens(trained):
+    """`tokenize_pair` は TRL が学習に使ったトークン番号と同じで、生成の質問も同じ始まりです。BOS は一つまでです。"""
+    run, data = trained
+    for pair, row in zip(run.train_pairs, data, strict=True):
+        ids, prompt = dpo.tokenize_pair(pair, run.tokenizer), dpo.prompt_tokens(pair["prompt"], run.tokenizer)
+        assert ids == {name: list(row[name]) for name in ids}
+        assert prompt[: len(ids["prompt_ids"])] == ids["prompt_ids"]
+        assert prompt.count(run.tokenizer.bos_token_id) <= 1 and ids["chosen_ids"] != ids["rejected_ids"]
+        assert (len(prompt) > len(ids["prompt_ids"])) == ("「はい" in pair["chosen"])
+    with dpo.using(run.model, "sft"):
+        assert dpo.pair_logps(run.model, run.tokenizer, run.train_pairs, 256) == pytest.approx(run.reference, abs=2e-3)
+
+
+@pytest.mark.colab
 def test_dialogpt_keeps_the_plain_form(small_base):
     """DialoGPT のテンプレートは、発言をつなぐだけで役割がないので、使いません。"""
-    tokenizer = AutoTokenizer.from_pretrained(small_base)
+    tokenizer, pair = transformers.AutoTokenizer.from_pretrained(small_base), dpo.build_pairs(20)[0]
+    plain = dpo.tokenize_pair(pair, tokenizer)
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
-    prompt = "質問: AIとは？\n回答:"
-    assert dpo.model_texts([prompt], ["答え"], tokenizer) == [(prompt, "答え" + tokenizer.eos_token)]
-
-
-def test_an_answer_that_melts_into_the_question_is_scored_as_in_training(small_base, tmp_path):
-    """「:「」が一つのトークンになると、TRL は、対の二つの回答のどちらとも共通な所までを質問とします。"""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer, made.decoder = letters, decoders.ByteLevel()
-    alphabet = {"initial_alphabet": letters.alphabet(), "special_tokens": ["<e>"], "show_progress": False}
-    made.train_from_iterator(["回答:「はい」", "回答:「いいえ」"] * 50, trainers.BpeTrainer(vocab_size=400, **alphabet))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<e>", eos_token="<e>", pad_token="<e>")
-    size = GPT2Config(vocab_size=len(tokenizer), n_positions=256, n_embd=32, n_layer=1, n_head=2, bos_token_id=0,
-                      eos_token_id=0, pad_token_id=0)  # fmt: skip
-    for part in (tokenizer, GPT2LMHeadModel(size)):
-        part.save_pretrained(tmp_path / "base")
-    rows = [{"prompt": f"質問{i}は何", "chosen": f"「はい{i}」", "rejected": f"いいえ{i}"} for i in range(40)]
-    bare = "質問: 質問0は何\n回答:"
-    question, chosen, rejected = tokenizer([bare, bare + rows[0]["chosen"], bare + rows[0]["rejected"]])["input_ids"]
-    assert dpo._shared_prefix(question, chosen) < dpo._shared_prefix(question, rejected) == len(question)
-    config = dpo.Config(base_model=str(tmp_path / "base"), sft_epochs=0.0, lora_r=8, lora_alpha=16.0,
-                        output_dir=str(tmp_path / "run"))  # fmt: skip
-    run = dpo.train(config, rows)
-    assert run.history[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-3)
-    assert run.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-3)
+    assert dpo.tokenize_pair(pair, tokenizer) == plain
+    whole = tokenizer.decode(plain["prompt_ids"] + plain["chosen_ids"])
+    assert whole == pair["prompt"] + pair["chosen"] + tokenizer.eos_token

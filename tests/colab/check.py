@@ -3,9 +3,9 @@
     python tests/colab/check.py
 
 requirements.txt の仮想環境に、初めから pandas を読み込んであるカーネルを用意し（Colab と同じです）、ノートブックを空の
-フォルダに一つずつ置いて、offline-tiny で実行します。google.colab は代役（standin）で、Drive への接続は断られます。
-終わったあと、環境で変わったものが trl（増える）と torchao（消える）だけでなければ、失敗です。最後に、同じ環境で、数分
-かからないテスト（pytest -m "not slow"）を実行します。
+フォルダに一つずつ置いて、offline-tiny で実行します。google.colab はモック（standin）で、Drive への接続は断られます。
+終わったあと、環境で変わったものが trl（増える）と torchao（消える）だけでなければ、失敗です。最後に、同じ環境で、
+印 colab の付いたテスト（導入、読み込み、学習、続きから、保存、Drive）を実行します。
 """
 
 import json
@@ -26,7 +26,7 @@ ROOT = HERE.parents[1]
 PARAMETERS = {
     "colab_dpo_training.ipynb": {"base_model": "offline-tiny"}, "dpo_training_experiment.ipynb": {"budget": "quick"},
 }  # fmt: skip
-FIGURES = {"colab_dpo_training.ipynb": 4, "dpo_training_experiment.ipynb": 10}  # 少なくとも、これだけの図
+FIGURES = {"colab_dpo_training.ipynb": 2, "dpo_training_experiment.ipynb": 8}  # 少なくとも、これだけの図
 
 
 def make_environment(folder: Path) -> Path:
@@ -77,11 +77,11 @@ def run_alone(notebook: Path, folder: Path):
     return done, "".join(output.get("text", "") for output in outputs)
 
 
-def run_fast_tests(python: Path, environment: dict) -> None:
-    """版を変えずにテストの道具を足し、ノートブックと同じように trl を入れて、速いテストを実行します。"""
+def run_marked_tests(python: Path, environment: dict) -> None:
+    """版を変えずにテストの道具を足し、ノートブックと同じように trl を入れて、印 colab のテストを実行します。"""
     tools = [python, "-m", "pip", "install", "-q", "-r", "tests/requirements.txt", "-c", HERE / "requirements.txt"]
     packages = [python, "-c", "import dpo_helpers; print(dpo_helpers.install_packages())"]
-    tests = [python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "not slow", "-q", "-W", "ignore"]
+    tests = [python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-m", "colab", "-q"]
     for command in (tools, packages, tests):
         subprocess.run(command, check=True, cwd=ROOT, env=environment)
 
@@ -104,7 +104,7 @@ def main() -> int:
             assert "Google Drive に接続できませんでした（MessageError" in text and ".zip にまとめました" in text
             subprocess.run([python, "-m", "pip", "uninstall", "-q", "-y", "trl"], check=True)
             subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "torchao==0.10.0"], check=True)
-        run_fast_tests(python, environment)
+        run_marked_tests(python, environment)
     return 0
 
 

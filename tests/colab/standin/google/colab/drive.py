@@ -1,4 +1,4 @@
-"""Google Drive の代役です。behaviour は mounted・refused・timed_out・unsupported・not_empty・flush_failed です。"""
+"""Google Drive のモックです。behaviour は mounted・refused・timed_out・unsupported・not_empty・flush_failed です。"""
 
 import os
 from pathlib import Path

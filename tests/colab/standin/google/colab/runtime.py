@@ -1,4 +1,4 @@
-"""マシンを返す関数の代役です。"""
+"""マシンを返す関数のモックです。"""
 
 from google.colab import drive, errors
 

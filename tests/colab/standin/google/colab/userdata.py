@@ -1,4 +1,4 @@
-"""シークレットの代役です。"""
+"""シークレットのモックです。"""
 
 from google.colab import errors
 

@@ -1,8 +1,8 @@
-"""実験ノートブックの本文に書く数の測定です。offline-tiny、1,000 対、三つの種ですべての実験を実行し、表を保存します。
+"""実験ノートブックの本文に書く数の測定です。offline-tiny、三つのシードですべての実験を実行し、表を保存します。
 
 2 コアの CPU で一時間ほどかかります。フォルダを渡すと、途中で止めても、そこから続きます。
 
-    python tests/measure_studies.py 作業フォルダ
+    python tests/measure/studies.py 作業フォルダ
 """
 
 import json
@@ -13,14 +13,21 @@ from pathlib import Path
 import pandas as pd
 import papermill
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import dpo_helpers as dpo  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "studies.json"
+RESULTS = ROOT / "tests" / "results" / "studies.json"
 NOTEBOOK = "dpo_training_experiment.ipynb"
-SHOWN = ["設定", "最後の損失", "検証の正解率", "学習用の正解率", "マージン", "chrF", "書き終えた"]
+SHOWN = {  # 列の名前と書式
+    "最後の選好の損失": "{final_loss:.3f}",
+    "検証の正解率": "{accuracy_after:.1%}",
+    "学習用の正解率": "{accuracy_train:.1%}",
+    "マージン": "{margin_after:.2f}",
+    "chrF": "{chrf:.1f}",
+    "EOS まで生成した割合": "{ended:.1%}",
+}
 
 
 def read_studies() -> dict[str, pd.DataFrame]:
@@ -30,10 +37,12 @@ def read_studies() -> dict[str, pd.DataFrame]:
 
 
 def study_table(results: pd.DataFrame) -> str:
-    """ノートブックの本文に置く、種の平均の表（Markdown）です。"""
-    rows = dpo.sweep_table(results)[SHOWN].to_numpy().tolist()
-    lines = [SHOWN, ["---"] * len(SHOWN), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    """ノートブックの本文に置く、シードの平均の表（Markdown）です。"""
+    lines = [("設定", *SHOWN), ("---",) * (len(SHOWN) + 1)]
+    for label, rows in dpo.setting_groups(results).items():
+        means = rows.mean(numeric_only=True)
+        lines.append((label or "ベースライン", *(form.format(**means) for form in SHOWN.values())))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main(folder: Path) -> None:

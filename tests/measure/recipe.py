@@ -1,8 +1,8 @@
-"""推奨値を決めたときの測定です。推奨値から一つずつ変えて学習し、結果を tests/results に書きます。
+"""推奨値を決めたときの測定です。推奨値から一つずつ変えて学習し、結果を tests/results/recipe.json に書きます。
 
-README のコマンド 1 が作った土台のフォルダを渡します（2 コアの CPU で 8 分ほど）。
+README のコマンド 1 が作った元のモデルのフォルダを渡します（2 コアの CPU で 8 分ほど）。
 
-    python tests/measure_recipe.py out/base
+    python tests/measure/recipe.py out/base
 """
 
 import json
@@ -12,11 +12,12 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 import dpo_helpers as dpo  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "recipe.json"
+RESULTS = ROOT / "tests" / "results" / "recipe.json"
 VARIANTS = {
     "推奨値": {},
     "α を 1/4 に": {"lora_alpha": dpo.RECOMMENDED["offline-tiny"]["lora_alpha"] / 4},
@@ -29,14 +30,14 @@ VARIANTS = {
     "勾配ノルムを切らない": {"max_grad_norm": 0.0},
     "SFT を 1 エポック先に": {"sft_epochs": 1.0},
 }
-KEPT = ("first_loss", "final_loss", "accuracy_after", "accuracy_interval", "accuracy_by_flaw", "margin_after")
+KEPT = ("first_loss", "final_loss", "eval_loss", "accuracy_after", "accuracy_interval", "accuracy_by_flaw",
+        "margin_after")  # fmt: skip
 
 
 def place_base(base: Path, config: dpo.Config) -> None:
     """作り終えた元のモデルを config のフォルダに置き、作り直す時間を省きます。"""
-    folder = Path(config.output_dir)
-    shutil.copytree(base, folder / "base")
-    dpo._save_text(folder / "config.json", json.dumps({"identity": dpo._identity(config, dpo.prepare_pairs(config))}))
+    dpo.claim_folder(config.resolved(), dpo.prepare_pairs(config))
+    shutil.copytree(base, config.folder / "base")
 
 
 def measure(base: Path, folder: Path, changes: dict) -> dict:
@@ -53,7 +54,6 @@ def main(base: Path) -> None:
         for number, (name, changes) in enumerate(VARIANTS.items()):
             results[name] = measure(base, Path(scratch, str(number)), changes)
             print(name, {key: results[name][key] for key in KEPT}, results[name]["answers"], flush=True)
-    RESULTS.parent.mkdir(exist_ok=True)
     text = json.dumps({"runtime": dpo.describe_runtime(), "runs": results}, ensure_ascii=False, indent=1)
     RESULTS.write_text(text + "\n", encoding="utf-8")
 

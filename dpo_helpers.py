@@ -69,8 +69,7 @@ def say(name: str, /, **values) -> str:
 @cache
 def text_table(text: str) -> dict[str, list[str]]:
     """`名前|欄|欄…` の行を、{名前: [欄, …]} に読みます。"""
-    rows = (line.split("|") for line in text.strip().splitlines())
-    return {name: columns for name, *columns in rows}
+    return {name: columns for name, *columns in (line.split("|") for line in text.strip().splitlines())}
 
 
 @contextlib.contextmanager
@@ -196,7 +195,7 @@ def load_config(path) -> Config:
     """
     with explained("config_file", path=path):
         settings = dict(json.loads(Path(path).read_text("utf-8")))
-    settings = {name: value for name, value in settings.items() if name not in ("identity", "output_dir")}
+    settings = {name: value for name, value in settings.items() if name not in ("identity", "data", "output_dir")}
     return changed_config(Config(), settings, f"設定のファイル {path}")
 
 
@@ -580,8 +579,7 @@ RULE_ADVICE = "DPO の正解率がこれより高くなければ、内容を学�
 def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 0.15, seed: int = 42) -> list[dict]:
     """ペアを点検し、見つけたことを {check, severity, count, share, rows, value, advice} のリストで返します。
 
-    severity は error・warning・info、rows は行の番号（0 から）です。info は、内容を読まない二つの規則（長さ、文字
-    1〜3-gram）の正解率（value）で、偏りが大きければ warning になります。
+    severity は error・warning・info、rows は行の番号（0 から）、value は内容を読まない規則の正解率です。
     """
     faults, facts = token_faults(pairs, tokenizer, max_length)
     faults |= text_faults(pairs)
@@ -733,7 +731,7 @@ def load_model(config: Config, show=None):
 
 def processes():
     """`accelerate launch` などで並べた、このプロセスの番号と数とデバイスです（accelerate の PartialState）。"""
-    return accelerate.PartialState()
+    return accelerate.PartialState(cpu=not torch.cuda.is_available())
 
 
 def as_prompt(question: str) -> str:
@@ -752,10 +750,7 @@ def has_roles(tokenizer) -> bool:
 
 
 def training_rows(pairs, tokenizer):
-    """TRL の Trainer に渡す、prompt・chosen・rejected の Dataset です。
-
-    役割を使うチャットテンプレートがあれば会話の形に（TRL がテンプレートを当てます）、なければ文字列のままにします。
-    """
+    """TRL に渡す Dataset です。役割を使うテンプレートがあれば会話の形に、なければ文字列のままにします。"""
     rows = pairs.select_columns(PAIR_COLUMNS)
     return rows.map(as_messages) if has_roles(tokenizer) else rows
 
@@ -775,8 +770,7 @@ def prompt_tokens(prompt: str, tokenizer) -> list[int]:
 def tokenize_pair(row: dict, tokenizer, whole_prompt: bool = False) -> dict[str, list[int]]:
     """ペアを {prompt_ids, chosen_ids, rejected_ids} のトークン番号にします。TRL の DPOTrainer と同じ分け方です。
 
-    回答は EOS で終わります。質問の終わりと回答の初めが一つのトークンになるときは、質問のうち、どちらの回答を続けても
-    変わらない所までを prompt_ids とします（whole_prompt なら、質問の全体）。
+    prompt_ids は、どちらの回答を続けても変わらない所まで（whole_prompt なら質問の全体）、回答は EOS までです。
     """
     if has_roles(tokenizer):
         row = as_messages(row)
@@ -810,9 +804,7 @@ def build_tiny(config: Config, show=None):
 
 
 def pretrain(model, texts: list, seed: int, show=None, epochs: int = 4, batch_size: int = 16) -> None:
-    """回答の次のトークンを当てる学習です。texts は (質問のトークン数, 質問と回答のトークン番号) のリストです。
-
-    Trainer の半分ほどの時間で済むように、長さをそろえてパディングを減らし、回答の位置だけで損失を計算します。"""
+    """回答の次のトークンを当てる学習です。texts は (質問のトークン数, 質問と回答のトークン番号) のリストです。"""
     rng, steps = random.Random(seed), epochs * math.ceil(len(texts) / batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0, fused=True)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
@@ -893,7 +885,7 @@ def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
         "gradient_accumulation_steps": config.effective_batch_size // (batch_size * processes().num_processes),
         "learning_rate": config.learning_rate, "lr_scheduler_type": "linear", "warmup_steps": 0.1,
         "max_grad_norm": config.max_grad_norm, "max_length": config.max_length,
-        "bf16": config.bf16, "fp16": False, "tf32": has_tf32() or None,
+        "bf16": config.bf16, "fp16": False, "tf32": has_tf32() or None, "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu, "disable_tqdm": True,
         "report_to": config.report_to if phase == "dpo" else "none",
         "logging_steps": 1, "logging_nan_inf_filter": False,  # NaN を 0 と記録させない
@@ -998,6 +990,10 @@ def train(config: Config, pairs=None, base=None, callbacks=(), drive=None, repor
         return load_run(config.output_dir)
     with disk_errors(config.folder):
         model, tokenizer = begin_run(config, pairs, base, report)
+        if processes().num_processes > 1:  # メモリの中のデータでは、TRL の作る cache が、プロセスごとに別になる
+            with processes().main_process_first():
+                processes().on_main_process(train_pairs.save_to_disk)(config.folder / "checkpoints" / "pairs")
+            train_pairs = datasets.load_from_disk(config.folder / "checkpoints" / "pairs")
         inputs = {"config": config, "model": model, "tokenizer": tokenizer, "pairs": train_pairs,
                   "callbacks": [recorder(config, drive, report), *callbacks]}  # fmt: skip
         run_sft(partial(train_sft, **inputs), model, config, report)
@@ -1090,13 +1086,12 @@ def step_of(checkpoint) -> int:
 
 def recorder(config: Config, drive: Path | None = None, report=print):
     """損失を二つの項に分けて記録し、チェックポイントに印を付け、3 分に一度まで Drive にコピーする callback です。"""
-    folder = config.folder
 
     class Recorder(transformers.TrainerCallback):
         def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
             self.copied, self.seen, self.data = time.monotonic(), time.perf_counter(), train_dataloader.dataset
             if state.is_world_process_zero:
-                keep_parts(folder, drive, [folder / "base", folder / "sft"], report)
+                keep_parts(config.folder, drive, [config.folder / "base", config.folder / "sft"], report)
 
         def on_log(self, args, state, control, **kwargs):
             before, self.seen, row = self.seen, time.perf_counter(), state.log_history[-1]
@@ -1108,7 +1103,7 @@ def recorder(config: Config, drive: Path | None = None, report=print):
                 checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 mark_done(checkpoint)
                 if time.monotonic() - self.copied >= 180 and checkpoint.parent.name == "dpo":
-                    keep_parts(folder, drive, [checkpoint], report)
+                    keep_parts(config.folder, drive, [checkpoint], report)
                     self.copied = time.monotonic()
 
     return Recorder()
@@ -1359,13 +1354,12 @@ def is_readable(text: str) -> bool:
     return bool(text) and japanese >= 0.3 * len(text) and plain >= 0.9 * len(text)
 
 
-def answer_table(run: Run, pairs=None):
+def answer_table(run: Run):
     """三つのモデルの回答を並べた表です。列は prompt, chosen, rejected と、MODELS の各名と、各名_ended です。"""
-    pairs = run.eval_pairs if pairs is None else pairs
-    table = pd.DataFrame({name: pairs[name][:] for name in PAIR_COLUMNS})
+    table = run.eval_pairs.select_columns(PAIR_COLUMNS).to_pandas()
     for which in MODELS:
         with using(run.model, which):
-            answers = generate_responses(pairs["prompt"][:], run.model, run.tokenizer, run.config.max_length)
+            answers = generate_responses(table["prompt"], run.model, run.tokenizer, run.config.max_length)
         table[which], table[f"{which}_ended"] = zip(*answers, strict=True)
     return table
 
@@ -1542,8 +1536,7 @@ def plot_margins(run: Run):
 def plot_sweep(results):
     """`sweep` の表の図を返します。左から、学習の経過、検証の正解率、検証の回答の chosen との chrF です。
 
-    点はシードの平均、横棒はシードごとの最小から最大（一つなら、正解率の 95 % 信頼区間）、縦の短い線は学習用のペアでの
-    正解率です。損失の種類を変えたときは、損失どうしを比べられないので、経過には正解率を描きます。
+    点はシードの平均、横棒は最小から最大（一つなら、正解率の 95 % 信頼区間）、縦の短い線は学習用の正解率です。
     """
     figure, groups = figures.Figure(figsize=(14, 4.6), layout="constrained"), setting_groups(results)
     curve, accuracy, closeness = figure.subplots(1, 3, width_ratios=(5, 4, 3))
@@ -1588,11 +1581,14 @@ def setting_label(settings: dict) -> str:
 
 def run_identity(config: Config, pairs) -> str:
     """結果を左右するもの（設定と、データの中身）のハッシュです。データは、名前ではなく中身で見分けます。"""
-    settings = asdict(replace(config.resolved(), output_dir="-", dataset="-", report_to="none"))
-    columns = pairs.select_columns(sorted({*PAIR_COLUMNS, "concept"} & set(pairs.column_names)))
+    settings = asdict(replace(config.resolved(), output_dir="-", dataset=data_digest(pairs), report_to="none"))
     settings = {name: float(value) if type(value) is int else value for name, value in settings.items()}
-    text = json.dumps([settings, columns.to_dict()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def data_digest(pairs) -> str:
+    columns = pairs.select_columns(sorted({*PAIR_COLUMNS, "concept"} & set(pairs.column_names)))
+    return hashlib.sha256(json.dumps(columns.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def run_folder(config: Config, pairs, parent="runs") -> str:
@@ -1605,7 +1601,7 @@ def is_finished(config: Config, pairs) -> bool:
     """config.output_dir に、同じ設定とデータの終わった実行があるかどうかです。別のものがあれば HelperError です。"""
     folder, saved = config.folder, {}
     with explained("cannot_write", folder=folder):
-        if not folder.exists() or not any(folder.iterdir()):
+        if not folder.exists() or all(path.suffix == ".tmp" for path in folder.iterdir()):
             return False
     with contextlib.suppress(OSError, ValueError):
         saved = json.loads((folder / "config.json").read_text("utf-8"))
@@ -1618,7 +1614,7 @@ def claim_folder(config: Config, pairs, *base) -> None:
     """フォルダを作り、設定（offline-tiny では元のモデルとトークナイザ base も）を書きます。"""
     with explained("cannot_write", folder=config.folder):
         config.folder.mkdir(parents=True, exist_ok=True)
-        settings = asdict(config) | {"identity": run_identity(config, pairs)}
+        settings = asdict(config) | {"identity": run_identity(config, pairs), "data": data_digest(pairs)}
         save_text(config.folder / "config.json", json.dumps(settings, ensure_ascii=False, indent=2))
     if base and config.base_model == OFFLINE_TINY and not (config.folder / "base").is_dir():
         save_whole(config.folder / "base", *(part.save_pretrained for part in base))
@@ -1678,8 +1674,8 @@ def save_run(run: Run) -> Path:
         save_text(folder / "README.md", model_card(run, base, f"{folder}/adapter"))
         for name, values in (("environment", describe_runtime()), ("metrics", run.metrics)):
             save_text(folder / f"{name}.json", json.dumps(values, ensure_ascii=False, indent=2))
-        for phase in ("sft", "dpo"):
-            shutil.rmtree(folder / "checkpoints" / phase, ignore_errors=True)
+        for checkpoint in folder.glob("checkpoints/*/checkpoint-*"):
+            shutil.rmtree(checkpoint)
     return folder
 
 
@@ -1881,7 +1877,7 @@ def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results"
     started = time.perf_counter()
     for number, (settings, config) in enumerate(runs, 1):
         values = {key: getattr(config.resolved(), key) for key in settings} | {"seed": config.seed}
-        rows.append(varied | values | sweep_row(config, folder, drive))
+        rows.append(varied | values | sweep_row(config, folder, drive, report))
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
         left, row = (len(runs) - number) * (time.perf_counter() - started) / number, rows[-1]
         result = row["error"] or f"正解率 {row['accuracy_after']:.1%}、選好の損失 {row['final_loss']:.3f}"
@@ -1901,20 +1897,22 @@ def planned_runs(base_config: Config, grid, seeds) -> list[tuple[dict, Config]]:
     return [(varied, changed_config(base_config, varied | {"seed": seed}, "grid")) for varied in grid for seed in seeds]
 
 
-def sweep_row(config: Config, folder: Path, drive) -> dict:
+def sweep_row(config: Config, folder: Path, drive, report) -> dict:
     """1 回を実行した、表の 1 行です。"""
     try:
         pairs = prepare_pairs(config)
         config = replace(config, output_dir=run_folder(config, pairs, folder))
         there = drive and drive / folder.name
-        if there:
-            there.mkdir(exist_ok=True)
-            restore_run(config, pairs, there)
+        restore_run(config, pairs, there)
         if not is_finished(config, pairs):
             run_sharing(config, pairs)
             accelerate.utils.release_memory()  # 終わった実行のモデルを、次の前に手放す
         if there and not is_done(there / config.folder.name):
-            copy_folder(config.folder, there / config.folder.name)
+            try:
+                there.mkdir(exist_ok=True)
+                copy_folder(config.folder, there / config.folder.name)
+            except OSError as error:
+                report(say("drive_full", reason=error))
         metrics = json.loads((config.folder / "metrics.json").read_text("utf-8"))
     except Exception as error:  # 何が起きても、残りの実行を続ける
         return {"error": str(error) if isinstance(error, HelperError) else reason_of(error), "folder": None}
@@ -1930,6 +1928,8 @@ def run_sharing(config: Config, pairs) -> None:
     for path in sorted(config.folder.parent.glob("*/metrics.json")):
         left, right = (asdict(each.resolved()) for each in (load_config(path.with_name("config.json")), config))
         different = {name for name in left if left[name] != right[name]}
+        same_data = json.loads(path.with_name("config.json").read_text("utf-8"))["data"] == data_digest(pairs)
+        different |= set() if same_data else {"dataset"}  # 同じ名前でも、中身が違うかもしれない
         matters = {"base": {"base_model", "data_seed", "eval_fraction"}, "sft": {*left} - {*NOT_BEFORE_DPO}}
         for part, names in matters.items():
             if not different & names and (path.parent / part).is_dir() and not (config.folder / part).is_dir():
@@ -1954,7 +1954,7 @@ def main(argv: list[str] | None = None) -> int:
         code, text = 2, f"エラー: {error}"
     except KeyboardInterrupt:
         code, text = 130, say("stopped")
-    print(text, file=sys.stderr)
+    print(f"\n{text}", file=sys.stderr)  # 進み具合の行の途中で止まっても、行の初めから
     if processes().num_processes > 1:  # 値を返すと、notebook_launcher は、待っているほかのプロセスを終わらせない
         raise SystemExit(code)
     return code
@@ -1963,10 +1963,9 @@ def main(argv: list[str] | None = None) -> int:
 def parse_config(argv: list[str]) -> Config:
     """引数の並びを Config にします。どの設定も、同じ名前の引数（--learning_rate など）で変えられます。"""
     parser = transformers.HfArgumentParser(Config, usage="python dpo_helpers.py [--設定 値 ...]")
-    printed = io.StringIO()
     parser.add_argument("--config", help="設定のファイル（JSON。ほかの引数があれば、そちらを優先）")
     try:
-        with explained("arguments"), contextlib.redirect_stderr(printed):
+        with explained("arguments"), contextlib.redirect_stderr(io.StringIO()) as printed:
             if (path := parser.parse_known_args(argv)[0].config) is not None:
                 parser.set_defaults(**asdict(load_config(path)))
             return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[0]

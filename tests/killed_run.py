@@ -28,11 +28,11 @@ WRITES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtr
 SETTINGS = {"base_model": base, "num_pairs": 224, "eval_fraction": 0.05, "max_length": 48, "sft_epochs": 1.0,
             "lora_r": 8, "lora_alpha": 640}  # fmt: skip
 CASES = (  # (失敗のさせ方, 出来事の名前の初めの部分)
-    ("SIGKILL", "os.rename config.json"),
     ("SIGKILL", "SFT 52"),
     ("SIGKILL", "open checkpoints/dpo/checkpoint-50/DONE"),
     ("SIGKILL", "採点"),
     ("SIGKILL", "os.rename README.md"),
+    ("SIGKILL", "os.rename config.json"),
     ("SIGINT", "DPO 52"),
     ("ENOSPC", "open checkpoints/dpo/checkpoint-50/trainer_state"),
     ("ENOSPC", "open pairs.jsonl"),

@@ -83,7 +83,7 @@ def test_bad_use_ends_with_2_one_sentence_and_no_folder(arguments, facts, small_
     (tmp_path / "gap.csv").write_text("prompt,chosen,rejected\nあ,い,う\nか,き\nさ,し,す\n")
     before = sorted(tmp_path.rglob("*"))
     assert dpo.main(["--base_model", str(small_base), "--output_dir", "out", *arguments.split()]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.endswith("。") and any("ぁ" <= letter <= "ん" for letter in line)
     assert all(fact in line for fact in facts), line
     assert sorted(tmp_path.rglob("*")) == before

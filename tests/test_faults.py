@@ -1,6 +1,5 @@
 """壊れたチェックポイント、消えたり書けなかったりするフォルダの下でも、済んだ仕事が失われないことを確かめます。"""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -64,17 +63,3 @@ def test_a_place_that_cannot_be_written_is_said(place, small_config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(dpo.HelperError, match="フォルダ"):
         dpo.train(small_config(output_dir=place.format(file=tmp_path / "file")))
-
-
-@pytest.mark.parametrize("change", [{"old_setting": 1}, {"beta": None}])
-def test_a_folder_of_another_version_is_refused_and_left_alone(change, small_run, small_config, tmp_path):
-    """前の版の設定には、今はない項目があったり、今の項目がなかったりします。"""
-    folder = Path(shutil.copytree(small_run.folder, tmp_path / "old"))
-    saved = json.loads((folder / "config.json").read_text("utf-8")) | change | {"identity": "0" * 64}
-    (folder / "config.json").write_text(json.dumps(saved))
-    before = sorted(folder.rglob("*"))
-    with pytest.raises(dpo.HelperError, match="設定かデータの違う実行"):
-        dpo.train(small_config(output_dir=folder))
-    with pytest.raises(dpo.HelperError):
-        dpo.load_run(folder)
-    assert sorted(folder.rglob("*")) == before

@@ -31,12 +31,6 @@ def plant(path, marker, save=torch.save):
         save(Payload(marker), file)
 
 
-def test_the_payload_is_real(tmp_path):
-    plant(tmp_path / "a.pkl", tmp_path / "marker", pickle.dump)
-    pickle.loads((tmp_path / "a.pkl").read_bytes())
-    assert (tmp_path / "marker").exists()
-
-
 @pytest.mark.parametrize("save", [torch.save, pickle.dump])
 @pytest.mark.parametrize("place", ["adapter", "sft", "base"])
 def test_nothing_planted_in_a_run_folder_runs(place, save, small_run, small_base, tmp_path):
@@ -83,6 +77,8 @@ def test_nothing_planted_in_a_data_file_runs(name, tmp_path):
     with pytest.raises(dpo.HelperError):
         dpo.load_pairs(str(tmp_path / name))
     assert not (tmp_path / "marker").exists()
+    pickle.loads((tmp_path / name).read_bytes())  # 仕込んだものが、本物であること
+    assert (tmp_path / "marker").exists()
 
 
 def test_programs_that_come_with_a_model_are_not_run(small_base, tmp_path):

@@ -795,7 +795,7 @@ def build_tiny(config: Config, show=None):
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=len(tokenizer), n_positions=256, n_embd=192, n_layer=2, n_head=4,
-        activation_function="gelu_pytorch_tanh", **dropout, **ends,
+        activation_function="gelu_pytorch_tanh", name_or_path=str(config.folder / "base"), **dropout, **ends,
     ))  # fmt: skip
     starts = list(map(len, tokenizer(prompts)["input_ids"]))
     ids = tokenizer([p + a + tokenizer.eos_token for p, a in zip(prompts, answers, strict=True)])["input_ids"]

@@ -101,6 +101,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def option(default, help_text: str):
+    """Config の一項目です。help は、`--help` と設定の説明に出ます。"""
     shown = "モデルごとの推奨値" if default is None else default
     return field(default=default, metadata={"help": f"{help_text}（既定: {shown}）"})
 
@@ -173,6 +174,7 @@ class Config:
 
 
 def check_config(config: Config) -> None:
+    """使えない型、範囲、選択肢の値を HelperError にします。"""
     for name, hint in get_type_hints(Config).items():
         value, kind = getattr(config, name), (get_args(hint) or (hint,))[0]
         least, most = LEAST.get(name, 0), MOST.get(name, 1e15)
@@ -189,10 +191,7 @@ def check_config(config: Config) -> None:
 
 
 def load_config(path) -> Config:
-    """設定のファイル（実行のフォルダの config.json や、`best_config` の結果）を Config にします。
-
-    output_dir は既定の値になります。読めないファイルと、設定にない項目は HelperError です。
-    """
+    """設定のファイル（実行の config.json など）を Config にします。output_dir は既定の値です。"""
     with explained("config_file", path=path):
         settings = dict(json.loads(Path(path).read_text("utf-8")))
     settings = {name: value for name, value in settings.items() if name not in ("identity", "data", "output_dir")}
@@ -217,7 +216,8 @@ def install_packages() -> str:
     """動いているカーネルに足りないものだけを入れ、したことと、使う版の一行を返します。そろっていれば何もしません。
 
     `pip install trl` は、読み込み済みの pyarrow や datasets を入れ替えてしまうので、`--no-deps` で入れます。PEFT が
-    受け付けない古い torchao は、あるだけで LoRA を作れないので、除きます。再起動が要るときは HelperError です。"""
+    受け付けない古い torchao は、あるだけで LoRA を作れないので、除きます。再起動が要るときは HelperError です。
+    """
     done = []
     for name in [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         if name == "torch":
@@ -237,6 +237,7 @@ def install_packages() -> str:
 
 
 def remove_rejected_torchao() -> list[str]:
+    """PEFT が受け付けない版の torchao があれば取り除き、したことの文のリストを返します。"""
     from peft.import_utils import is_torchao_available
 
     with contextlib.suppress(ImportError):
@@ -249,6 +250,7 @@ def remove_rejected_torchao() -> list[str]:
 
 
 def run_pip(*args: str) -> None:
+    """このカーネルの pip を呼びます。失敗は HelperError です。"""
     result = subprocess.run([sys.executable, "-m", "pip", *args, "-q"], capture_output=True, text=True)
     if result.returncode != 0:
         reason = (result.stderr.strip() or result.stdout.strip())[-300:]
@@ -318,7 +320,8 @@ def build_pairs(num_pairs: int = 1000, seed: int = 42, eval_fraction: float = 0.
 
     列は prompt, chosen, rejected, domain, concept, facet, flaw です。other_concept と other_facet は、隣り合う二つの
     ペアが互いの回答を入れ替えた「鏡の組」で、質問を見ない規則の正解率は 50 % です。wrong_fact は、二つの概念の説明を
-    取り替えた組です。組の相手は `split_pairs` で同じ側に入る概念から選びます。"""
+    取り替えた組です。組の相手は `split_pairs` で同じ側に入る概念から選びます。
+    """
     table, rng = read_knowledge(), random.Random(seed)
     wanted = max(4, 2 * (num_pairs // 12))  # ペアが少ないときは概念も絞り、どの概念も一度は使う
     concepts = rng.sample(list(table), min(len(table), wanted))
@@ -354,6 +357,7 @@ def make_rows(concepts, num_rows, table, rng) -> list[dict]:
 
 
 def draw_couples(concepts, table, rng) -> list[tuple[str, str]]:
+    """概念を、たいてい同じ分野の二つずつの組に、でたらめに分けます。"""
     order = sorted(rng.sample(concepts, len(concepts)), key=lambda c: table[c][0])  # 隣は、たいてい同じ分野
     couples = list(zip(order[::2], order[1::2], strict=False))  # 概念が奇数なら、巡ごとに一つ休む
     return rng.sample(couples, len(couples))
@@ -365,6 +369,7 @@ def count_close(couples: list[tuple[str, str]]) -> int:
 
 
 def couple_rows(couple, turn, phrasing, table, rng) -> list[dict]:
+    """二つの概念から、六つの欠点を含む 10 ペアを作ります。"""
     (first, second), facets = couple, text_table(FACETS)
 
     def row(name, facet, flaw, rejected=None):
@@ -391,6 +396,7 @@ def good_answer(name: str, facet: str, table: dict, predicate_of: str | None = N
 
 
 def spoil(flaw: str, name: str, facet: str, table: dict, rng) -> str:
+    """よい回答を、flaw（vague、rude、cut_off）の欠点がある回答に変えます。"""
     if flaw == "vague":
         return text_table(FACETS)[facet][0].format(c=name) + rng.choice(text_table(PHRASES)[facet]) + "。"
     if flaw == "rude":
@@ -630,14 +636,12 @@ def normalized(text) -> str:
 
 
 def question_key(prompt) -> str:
+    """記号、空白、全角半角の違いを除いた、同じ質問かどうかを比べるための文字列です。"""
     return re.sub(r"(?<![a-z])[+#.]|[^\w+#.]", "", normalized(prompt).lower())  # C と C++ と C# は区別する
 
 
 def rule_accuracies(pairs, held_out: set[int], most: int = 5000) -> dict:
-    """内容を読まない二つの規則の正解率です（引き分けは半分）。n-gram は検証用の most ペアまでで測ります。
-
-    文字 n-gram の規則は、学習用のペアでの出やすさの対数比を足して、大きいほうを選びます（ナイーブベイズ）。
-    """
+    """内容を読まない二つの規則（長さ、文字 n-gram のナイーブベイズ）の正解率です。引き分けは半分と数えます。"""
     answers = [tuple(map(normalized, answers)) for answers in zip(pairs["chosen"], pairs["rejected"], strict=True)]
     counts = Counter(), Counter()
     for pair in [pair for i, pair in enumerate(answers) if i not in held_out][:most]:
@@ -652,6 +656,7 @@ def rule_accuracies(pairs, held_out: set[int], most: int = 5000) -> dict:
 
 
 def char_grams(text: str) -> set[str]:
+    """文字 1〜3-gram の集合です。"""
     return {text[i : i + n] for n in (1, 2, 3) for i in range(len(text) - n + 1)}
 
 
@@ -685,10 +690,7 @@ def refuse_errors(findings: list[dict]) -> None:
 
 
 def repair(pairs):
-    """安全に直せるものだけを直し、(直したペア, 変えたことの表) を返します。
-
-    前後と行末の空白を除き、文字の表し方を Unicode NFC にそろえ、質問と二つの回答が同じペアを一つにします。
-    """
+    """空白と Unicode の表し方を整え、同じペアを一つにし、(直したペア, 変えたことの表) を返します。"""
     before = pairs.to_pandas()
     table = before.assign(**{name: before[name].map(tidy) for name in PAIR_COLUMNS})
     table["prompt"] = table["prompt"].map(lambda prompt: as_prompt(prompt) if prompt else "")
@@ -700,6 +702,7 @@ def repair(pairs):
 
 
 def tidy(text) -> str:
+    """前後と行末の空白を除き、Unicode NFC にそろえます。"""
     return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text or "").strip().split("\n"))
 
 
@@ -711,7 +714,8 @@ OFFLINE_TINY = "offline-tiny"
 def load_model(config: Config, show=None):
     """(モデル, トークナイザ) を返します。重みは float32 です。"offline-tiny" なら、その場で小さなモデルを作ります。
 
-    DialoGPT-small の配布ファイルは fp16 で、dtype を明示しないと fp16 のまま読まれ、学習が止まります。"""
+    DialoGPT-small の配布ファイルは fp16 で、dtype を明示しないと fp16 のまま読まれ、学習が止まります。
+    """
     refuse_unsupported_gpu()
     source = config.base_model if config.base_model != OFFLINE_TINY else config.folder / "base"
     if config.base_model == OFFLINE_TINY and not source.is_dir():
@@ -750,39 +754,44 @@ def has_roles(tokenizer) -> bool:
 
 
 def training_rows(pairs, tokenizer):
-    """TRL に渡す Dataset です。役割を使うテンプレートがあれば会話の形に、なければ文字列のままにします。"""
+    """TRL に渡す Dataset です。役割を使うテンプレートがあれば、会話の形にします。"""
     rows = pairs.select_columns(PAIR_COLUMNS)
     return rows.map(as_messages) if has_roles(tokenizer) else rows
 
 
 def as_messages(row: dict) -> dict:
+    """ペア（の一部）を、会話（{role, content} のリスト）の形にします。"""
     roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
     texts = row | {"prompt": bare_question(row["prompt"])}
-    messages = {name: [{"role": role, "content": texts[name]}] for name, role in roles.items()}
+    messages = {name: [{"role": role, "content": texts[name]}] for name, role in roles.items() if name in texts}
     return messages | {"chat_template_kwargs": {"enable_thinking": False}}
 
 
 def prompt_tokens(prompt: str, tokenizer) -> list[int]:
     """質問のトークン番号です。回答は、この続きから始まります。"""
-    return tokenize_pair({"prompt": prompt, "chosen": "。", "rejected": ""}, tokenizer, whole_prompt=True)["prompt_ids"]
+    text = as_messages({"prompt": prompt})["prompt"] if has_roles(tokenizer) else prompt
+    return token_ids(text, tokenizer, add_generation_prompt=True)
 
 
-def tokenize_pair(row: dict, tokenizer, whole_prompt: bool = False) -> dict[str, list[int]]:
+def token_ids(text, tokenizer, **options) -> list[int]:
+    """文字列か会話の、トークン番号です。"""
+    if isinstance(text, str):
+        return tokenizer(text)["input_ids"]
+    with explained("template"):
+        return tokenizer.apply_chat_template(text, return_dict=True, enable_thinking=False, **options)["input_ids"]
+
+
+def tokenize_pair(row: dict, tokenizer) -> dict[str, list[int]]:
     """ペアを {prompt_ids, chosen_ids, rejected_ids} のトークン番号にします。TRL の DPOTrainer と同じ分け方です。
 
-    prompt_ids は、どちらの回答を続けても変わらない所まで（whole_prompt なら質問の全体）、回答は EOS までです。
+    prompt_ids は、どちらの回答を続けても変わらない所まで、回答は EOS までです。
     """
-    if has_roles(tokenizer):
-        row = as_messages(row)
-        template = partial(tokenizer.apply_chat_template, return_dict=True, enable_thinking=False)
-        with explained("template"):
-            prompt = template(row["prompt"], add_generation_prompt=True)["input_ids"]
-            whole = [template(row["prompt"] + row[side])["input_ids"] for side in ("chosen", "rejected")]
-    else:
-        ends = [row[side].removesuffix(tokenizer.eos_token) + tokenizer.eos_token for side in ("chosen", "rejected")]
-        prompt, *whole = tokenizer([row["prompt"], *(row["prompt"] + end for end in ends)])["input_ids"]
-    start = len(prompt) if whole_prompt else min(len(os.path.commonprefix([prompt, ids])) for ids in whole)
-    return {"prompt_ids": prompt[:start], "chosen_ids": whole[0][start:], "rejected_ids": whole[1][start:]}
+    prompt, sides = prompt_tokens(row["prompt"], tokenizer), ("chosen", "rejected")
+    ended = row | {side: row[side].removesuffix(tokenizer.eos_token) + tokenizer.eos_token for side in sides}
+    row = as_messages(row) if has_roles(tokenizer) else ended
+    chosen, rejected = (token_ids(row["prompt"] + row[side], tokenizer) for side in sides)
+    start = min(len(os.path.commonprefix([prompt, ids])) for ids in (chosen, rejected))
+    return {"prompt_ids": prompt[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]}
 
 
 def build_tiny(config: Config, show=None):
@@ -846,6 +855,7 @@ def tiny_tokenizer(texts: list[str]):
     区切らないと「過学習とは何」のような塊が一語になり、質問の中の概念名と回答の中の概念名が別の語になってしまいます。
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
     scripts = Regex(r"\p{Han}+|\p{Hiragana}+|[\p{Katakana}ー]+|[A-Za-z]+|\d+|.")
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -874,7 +884,7 @@ def lora_config(config: Config, model):
 def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
     """SFTConfig と DPOConfig に共通の、学習の段取りの引数です。phase は "sft" か "dpo" です。
 
-    計算は、CPU でもどの GPU でも float32 です。fp16 は勾配のあふれたステップを飛ばし、bf16 は損失の初めの値がずれます。
+    計算は float32 です。fp16 は勾配のあふれたステップを飛ばし、bf16 は損失の初めの値がずれます。
     """
     on_gpu = torch.cuda.is_available()
     newer = "activation_checkpointing" in {f.name for f in fields(transformers.TrainingArguments)}  # 5.2x からの名前
@@ -1064,10 +1074,7 @@ def training_pairs(pairs, config: Config) -> tuple:
 
 
 def shuffle_couples(pairs, seed: int):
-    """隣り合う 2 行（鏡の組）を離さずに並べ替えます。
-
-    同じステップで使うと、質問によらない成分が打ち消し合い、質問に応じた選び分けだけが残ります。
-    """
+    """隣り合う 2 行（鏡の組）を離さずに並べ替えます。同じステップで、質問によらない成分が打ち消し合います。"""
     starts = list(range(0, len(pairs) - 1, 2))
     random.Random(seed).shuffle(starts)
     order = [i for start in starts for i in (start, start + 1)]
@@ -1081,6 +1088,7 @@ def last_checkpoint(folder) -> str | None:
 
 
 def step_of(checkpoint) -> int:
+    """checkpoint-<ステップ> のフォルダの、ステップです。"""
     return int(Path(checkpoint).name.partition("-")[2])
 
 
@@ -1261,10 +1269,7 @@ def batch_logps(model, texts: list) -> list[float]:
 
 
 def in_batches(function, items: list, length, tokens: int = 4096) -> list:
-    """items を、パディングを含めて tokens トークンほどずつ function に渡し、結果のリストをつなげます。
-
-    メモリが足りなければ、tokens を半分にします。
-    """
+    """items を tokens トークンほどずつ function に渡します。メモリが足りなければ、tokens を半分にします。"""
     done = []
     while len(done) < len(items):
         size = max(1, tokens // max(map(length, items[len(done) :][:256])))
@@ -1311,6 +1316,7 @@ def generate_responses(prompts, model, tokenizer, max_length: int = 128) -> list
 
 
 def generate_batch(model, tokenizer, max_length: int, questions: list[list[int]]) -> list[tuple[str, bool]]:
+    """質問のトークン番号のリストから、(回答, EOS まで生成したか) を作ります。"""
     ends = model.generation_config.eos_token_id  # 会話の終わりの印など、EOS のほかにもあるモデルでは、リスト
     ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
     settings = transformers.GenerationConfig(
@@ -1390,7 +1396,8 @@ def evaluate_run(run: Run) -> dict:
     """検証用のペア（SFT にも DPO にも出なかった概念）で成績を出し、run の metrics・scores・answers に入れて返します。
 
     eval_loss は選好の損失（論文の式 7）、accuracy_after は chosen の報酬のほうが大きかった割合、logp_accuracy_* は各
-    モデル自身の対数確率で chosen が上だった割合です。区間は、概念ごとのブートストラップの 95 % 信頼区間です。"""
+    モデル自身の対数確率で chosen が上だった割合です。区間は、概念ごとのブートストラップの 95 % 信頼区間です。
+    """
     if run.metrics:  # 保存した結果を読んだもの
         return run.metrics
     started, groups = time.perf_counter(), pair_groups(run.eval_pairs)
@@ -1460,10 +1467,7 @@ COLUMN_NAMES = {
 
 
 def show_table(table):
-    """表を、折り返しと左ぞろえで表示するための形（`pandas` の Styler）にします。中の HTML は文字のまま表示します。
-
-    COLUMN_NAMES にある列は日本語の名前にし、質問の前後の決まり文句を省きます。
-    """
+    """表を、日本語の列名で折り返して表示する形（`pandas` の Styler）にします。中の HTML は文字のまま表示します。"""
     table = table.copy()
     if "prompt" in table:
         table["prompt"] = table["prompt"].map(bare_question)
@@ -1572,6 +1576,7 @@ def setting_groups(results) -> dict:
 
 
 def setting_label(settings: dict) -> str:
+    """設定の呼び名（項目=値 を並べたもの）です。"""
     return ", ".join(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
                      for name, value in settings.items() if value == value and value is not None)  # fmt: skip
 
@@ -1587,6 +1592,7 @@ def run_identity(config: Config, pairs) -> str:
 
 
 def data_digest(pairs) -> str:
+    """ペアの中身のハッシュです。"""
     columns = pairs.select_columns(sorted({*PAIR_COLUMNS, "concept"} & set(pairs.column_names)))
     return hashlib.sha256(json.dumps(columns.to_dict(), sort_keys=True).encode()).hexdigest()
 
@@ -1634,6 +1640,7 @@ def disk_errors(folder: Path):
 
 
 def save_text(path: Path, text: str) -> None:
+    """仮の名前に書いてから、path に名前を変えます。"""
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
@@ -1650,6 +1657,7 @@ def save_whole(folder: Path, *savers) -> None:
 
 
 def read_lines(path: Path) -> list[dict]:
+    """JSON Lines のファイルを、辞書のリストに読みます。"""
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 
@@ -1694,9 +1702,8 @@ def load_run(folder) -> Run:
         columns = [name for name in (*PAIR_COLUMNS, *KEPT_COLUMNS) if name in scores]
         parts = [scores.loc[scores["split"] == side, columns].reset_index(drop=True) for side in ("train", "eval")]
         train_pairs, eval_pairs = map(datasets.Dataset.from_pandas, parts)
-        timing = {name: metrics[name] for name in ("sft_seconds", "train_seconds", "pairs_per_second")}
-        answers[[*MODELS, "prompt"]], history[0]["loss/preference"]  # 欠けていれば、KeyError になる
-    return Run(config, model, tokenizer, train_pairs, eval_pairs, history, timing, None, metrics, scores, answers)
+        answers[[*MODELS, "prompt"]], history[0]["loss/preference"], metrics["train_seconds"]  # なければ KeyError
+    return Run(config, model, tokenizer, train_pairs, eval_pairs, history, metrics, None, metrics, scores, answers)
 
 
 def load_adapter(model, folder: Path, name: str = "default"):
@@ -1866,10 +1873,8 @@ NOT_BEFORE_DPO = ("beta", "loss_type", "label_smoothing", "sft_weight", "num_tra
 def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results", report=print, drive=None):
     """grid の設定と seeds のすべての組を実行し、1 回につき 1 行の表（`pandas.DataFrame`）を返します。
 
-    grid は {項目: 値のリスト}（すべての組み合わせ）か、{項目: 値} のリストです。表は、1 回終わるごとに
-    folder/<name>.csv に書きます。もう一度呼ぶと、終わっていないものだけを実行します。同じ folder では、設定とデータの
-    同じ実行を使い回します。失敗した実行は、error の列に理由を残して次へ進みます。drive は、終わった実行をコピーし、この
-    マシンになければそこから戻すフォルダ（`connect_drive`）です。
+    grid は {項目: 値のリスト} か、{項目: 値} のリストです。表は 1 回ごとに folder/<name>.csv にも書き、もう一度呼ぶと、
+    終わっていないものだけを実行します。失敗した実行は、error の列に理由を残します。drive は、写しを置くフォルダです。
     """
     folder, rows, runs = Path(folder), [], planned_runs(base_config, grid, seeds)
     varied = dict.fromkeys(key for settings, _ in runs for key in settings)
@@ -1925,12 +1930,12 @@ def sweep_row(config: Config, folder: Path, drive, report) -> dict:
 def run_sharing(config: Config, pairs) -> None:
     """1 回を最後まで実行して保存します。base と sft のフォルダは、同じになる終わった実行があれば写します。"""
     claim_folder(config.resolved(), pairs)
+    right = asdict(replace(config.resolved(), dataset=data_digest(pairs)))  # データは、名前ではなく中身で比べる
+    matters = {"base": {"base_model", "data_seed", "eval_fraction"}, "sft": {*right} - {*NOT_BEFORE_DPO}}
     for path in sorted(config.folder.parent.glob("*/metrics.json")):
-        left, right = (asdict(each.resolved()) for each in (load_config(path.with_name("config.json")), config))
+        saved = path.with_name("config.json")
+        left = asdict(replace(load_config(saved).resolved(), dataset=json.loads(saved.read_text("utf-8"))["data"]))
         different = {name for name in left if left[name] != right[name]}
-        same_data = json.loads(path.with_name("config.json").read_text("utf-8"))["data"] == data_digest(pairs)
-        different |= set() if same_data else {"dataset"}  # 同じ名前でも、中身が違うかもしれない
-        matters = {"base": {"base_model", "data_seed", "eval_fraction"}, "sft": {*left} - {*NOT_BEFORE_DPO}}
         for part, names in matters.items():
             if not different & names and (path.parent / part).is_dir() and not (config.folder / part).is_dir():
                 copy_folder(path.parent / part, config.folder / part)
@@ -1943,10 +1948,7 @@ def run_sharing(config: Config, pairs) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """コマンドラインの本体です。終了コードを返します。
-
-    0 は成功、2 は利用者が直せる誤り（一文の説明を出します）、130 は中止（Ctrl-C）です。
-    """
+    """コマンドラインの本体です。終了コード（0 は成功、2 は利用者が直せる誤り、130 は中止）を返します。"""
     try:
         run_command(parse_config(sys.argv[1:] if argv is None else argv))
         return 0

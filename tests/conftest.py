@@ -5,12 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(Path(tempfile.gettempdir()) / "hypothesis"))
 if "PYTEST_XDIST_WORKER" in os.environ:  # 並べて実行するときは、コアを取り合わないように、一つずつ使う
     os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).parents[1]
@@ -27,8 +29,10 @@ def pytest_configure(config):
     for marker in ("slow: 数十秒かかるテスト（pytest -m 'not slow' で省けます）",
                    "colab: Colab の版でも実行する、速くて代表的なテスト"):  # fmt: skip
         config.addinivalue_line("markers", marker)
+    # 古い名前を使うのが、このプロジェクトなら誤りにし、ライブラリの中（Colab の版の matplotlib など）なら見逃す
     for rule in ("error::FutureWarning", "error::DeprecationWarning",
-                 "ignore:.*gradient_checkpointing:FutureWarning"):  # fmt: skip  # TRL と PEFT が、古い名前を使う
+                 "ignore:.*gradient_checkpointing:FutureWarning", "ignore:Deprecated in 0.9.0:DeprecationWarning",
+                 "ignore::DeprecationWarning:matplotlib"):  # fmt: skip
         config.addinivalue_line("filterwarnings", rule)
 
 

@@ -291,11 +291,11 @@ def refuse_unsupported_gpu() -> None:
 
 
 def fit_to_device(config: Config) -> Config:
-    """GPU がなければ、DialoGPT-small を、2 コアの CPU でも数分で終わる offline-tiny に替えます。"""
+    """GPU がなければ、DialoGPT-small を、2 コアの CPU でも数分で終わる offline-tiny と、その推奨値に替えます。"""
     if torch.cuda.is_available() or config.base_model != Config.base_model:
         return config
     print(say("no_gpu"))
-    return replace(config, base_model=OFFLINE_TINY)
+    return replace(config, base_model=OFFLINE_TINY, lora_r=None, lora_alpha=None, sft_epochs=None)
 
 
 # ======== データ: 知識表（このファイルの末尾）を、質問のしかたと「一つだけ欠点のある回答」に組み合わせます。
@@ -529,9 +529,8 @@ def to_pair(row: dict, place: str) -> dict:
     name = next((name for name in present if row[name]), (present or [None])[0])
     parts = [row.get("system"), row.get(name) if name else before, row.get("input") if name == "instruction" else None]
     prompt = "\n".join(filter(None, (conversation_text(part, place) for part in parts)))
-    kept = {name: row.get(name) for name in KEPT_COLUMNS}
     kept = {name: None if value != value or value is None else conversation_text(str(value), place)
-            for name, value in kept.items()}  # fmt: skip
+            for name, value in ((name, row.get(name)) for name in KEPT_COLUMNS)}  # fmt: skip
     return {"prompt": as_prompt(prompt) if prompt.strip() else "", "chosen": chosen, "rejected": rejected} | kept
 
 
@@ -574,7 +573,7 @@ AUDIT = {
     "no_japanese": ("warning", "よい回答（chosen）に日本語の文字がありません。日本語のデータか確かめてください。"),
     "garbled": ("warning", "文字化けか制御文字があります。元のファイルの文字コードを確かめてください。"),
     "over_long": ("warning", "{max_length} トークンを超えた分が捨てられます。max_length が {longest} なら収まります。"),
-    "boundary": ("warning", "質問と回答の境目をまたぐトークンがあります。回答の先頭の空白や記号を見てください。"),
+    "boundary": ("warning", "境目をまたぐトークンがあります。回答の先頭に余分な空白や記号がないか確かめてください。"),
     "round_trip": ("warning", "トークンに直して戻すと文字が変わります。このトークナイザでは表せない文です。"),
     "length_rule": ("info", "{longer}ほうを選ぶだけの規則の正解率は {length_rule:.0%} です。"),
     "ngram_rule": ("info", "質問を見ずに、文字の並びだけで選ぶ規則の正解率は {ngram_rule:.0%} です。"),
@@ -708,7 +707,7 @@ def tidy(text) -> str:
 
 # ======== モデル
 
-OFFLINE_TINY = "offline-tiny"
+OFFLINE_TINY, TINY_POSITIONS = "offline-tiny", 256
 
 
 def load_model(config: Config, show=None):
@@ -718,6 +717,8 @@ def load_model(config: Config, show=None):
     """
     refuse_unsupported_gpu()
     source = config.base_model if config.base_model != OFFLINE_TINY else config.folder / "base"
+    if config.base_model == OFFLINE_TINY and config.max_length > TINY_POSITIONS:
+        raise HelperError("range", name="max_length", value=config.max_length, least=16, most=TINY_POSITIONS)
     if config.base_model == OFFLINE_TINY and not source.is_dir():
         return build_tiny(config, show)
     with explained("model", name=source):  # モデルに付いてきたプログラムは、実行しない
@@ -803,7 +804,7 @@ def build_tiny(config: Config, show=None):
     dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # 短い時間で文を覚えさせるため、使わない
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=len(tokenizer), n_positions=256, n_embd=192, n_layer=2, n_head=4,
+        vocab_size=len(tokenizer), n_positions=TINY_POSITIONS, n_embd=192, n_layer=2, n_head=4,
         activation_function="gelu_pytorch_tanh", name_or_path=str(config.folder / "base"), **dropout, **ends,
     ))  # fmt: skip
     starts = list(map(len, tokenizer(prompts)["input_ids"]))
@@ -948,10 +949,10 @@ def fit_memory(train_phase, model, config: Config, report=print):
     sizes = [size for size in range(batch, 0, -1) if batch % size == 0]
 
     def attempt(batch_size):
+        if "ref" in model.peft_config:  # 途中で止まった DPOTrainer が残した、参照モデルの写し
+            model.delete_adapter("ref")
         if batch_size < batch:
             report(say("less_memory", size=batch_size, times=batch // batch_size))
-            if "ref" in model.peft_config:
-                model.delete_adapter("ref")
             peft.set_peft_model_state_dict(model, start)
         try:
             return train_phase(batch_size)
@@ -1019,8 +1020,8 @@ def begin_run(config: Config, pairs, base, report) -> tuple:
     if config.effective_batch_size % count or (count == 1 and gpus > 1):
         raise HelperError("processes", gpus=gpus, count=count, batch=config.effective_batch_size)
     with processes().main_process_first():  # 並べたプロセスでは、0 番が先に作って保存する
-        used = base is None or hasattr(base[0], "peft_config")  # 止めた学習のあとの base は、もう LoRA を含んでいる
-        model, tokenizer = load_model(config) if used else base
+        # 止めた学習のあとの base は、もう LoRA を含んでいるので、読み直す
+        model, tokenizer = base if base and not hasattr(base[0], "peft_config") else load_model(config)
         findings = audit_pairs(pairs, tokenizer, config.max_length, config.eval_fraction, config.data_seed)
         refuse_errors(findings)
         if processes().is_main_process:
@@ -2011,8 +2012,8 @@ replaced|{names} が、読み込んだあとで入れ替わっています。「
 cannot_import|パッケージを読み込めません（{reason}）。「ランタイム」→「セッションを再起動する」を押してから、もう一度「すべてのセルを実行」を押してください。それでも同じなら、「ランタイムを接続解除して削除」のあと、最新のランタイムのバージョンで、初めから実行してください。
 pip|pip {command} に失敗しました（{reason}）。ネットワークを確かめて、もう一度実行してください。
 gpu|この GPU（{name}、sm_{card[0]}{card[1]}）は、入っている torch {version} が対応していません。「ランタイムのタイプを変更」で T4 GPU などを選ぶか、CUDA 12.6 版の torch を入れてください。
-no_gpu|GPU がないので、その場で作る小さなモデル offline-tiny を使います。DialoGPT-small を調整するには、「ランタイム」→「ランタイムのタイプを変更」で T4 GPU を選び、もう一度「すべてのセルを実行」を押してください。
-knowledge|知識表の行 {line!r} を読めません。新しい名前と、決まった数の欄の述部が要ります。
+no_gpu|GPU がないので、その場で作る小さなモデル offline-tiny と、その推奨値を使います。DialoGPT-small を調整するには、「ランタイム」→「ランタイムのタイプを変更」で T4 GPU を選び、もう一度「すべてのセルを実行」を押してください。
+knowledge|知識表の行 {line!r} を読めません。概念の名前が重なっていないか、欄の数が合っているかを確かめてください。
 too_many_pairs|num_pairs が {wanted} ですが、知識表から作れるペアは、この分割では {most} ほどまでです。num_pairs を減らすか、dpo_helpers.py の末尾の知識表に概念の行を足してください。
 one_group|概念（concept の列がなければ質問）が {count} 種類しかありません。学習用と検証用に分けるには、2 種類以上が必要です。
 no_rows|データに行が一つもありません。ペアを 1 行に一つずつ入れてください。
@@ -2035,7 +2036,7 @@ no_memory|メモリが足りません。gradient_checkpointing を True にす�
 finished|この設定の学習は終わっているので、保存した結果を使います。
 tracker|report_to が {name!r} ですが、使えません（使えるもの: {names}）。そのパッケージを pip install で加えるか、none を指定してください。
 processes|GPU が {gpus} 個、プロセスが {count} 個、1 ステップのペアが {batch} です。GPU が二つ以上なら accelerate launch で並べるか、環境変数 CUDA_VISIBLE_DEVICES=0 で一つだけ見せ、gradient_accumulation_steps をプロセスの数の倍数にしてください。
-nan|損失が数でなくなりました（NaN）。学習率か lora_alpha を半分にして、やり直してください。
+nan|損失が NaN（数でない値）になりました。学習率か lora_alpha を半分にして、やり直してください。
 rising|損失が初めの {first:.3f} より上がっています。lora_alpha か学習率を半分にしてください。
 flat|損失が初めの {first:.3f} から下がりません。lora_alpha か学習率を 2〜4 倍にしてください。
 chosen_falls|よい回答の確率まで大きく下がっています。lora_alpha か学習率を半分にしてください。

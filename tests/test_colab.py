@@ -256,7 +256,8 @@ def test_cards_without_kernels_are_named_and_tf32_follows_the_card(name, monkeyp
 
 
 def test_without_a_gpu_dialogpt_becomes_the_tiny_model_and_says_so(capsys):
-    assert dpo.fit_to_device(dpo.Config()).base_model == "offline-tiny"
+    tiny = dpo.Config(base_model="offline-tiny").resolved()
+    assert dpo.fit_to_device(dpo.Config()).resolved() == dpo.fit_to_device(dpo.Config().resolved()).resolved() == tiny
     assert "T4 GPU" in capsys.readouterr().out
     own = dpo.Config(base_model="someone/model")
     assert dpo.fit_to_device(own) is own

@@ -122,3 +122,9 @@ def test_dialogpt_keeps_the_plain_form(small_base):
     assert dpo.tokenize_pair(pair, tokenizer) == plain
     whole = tokenizer.decode(plain["prompt_ids"] + plain["chosen_ids"])
     assert whole == pair["prompt"] + pair["chosen"] + tokenizer.eos_token
+
+
+def test_the_tiny_model_says_its_longest_text_before_it_is_made(tmp_path):
+    with pytest.raises(dpo.HelperError, match="max_length が 257 です。16 以上 256 以下"):
+        dpo.load_model(dpo.Config(base_model="offline-tiny", max_length=257, output_dir=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()

@@ -32,12 +32,12 @@ def keep_results(folder: Path) -> None:
 
 
 def shown_answers(rows: list[dict]) -> dict:
-    """よい回答に最も近づいた二つ（元の回答が同じものは除く）と、最も遠ざかった一つと、変わった回答の数です。"""
-    gain = {i: dpo.chrf(row["dpo"], row["chosen"]) - dpo.chrf(row["base"], row["chosen"]) for i, row in enumerate(rows)}
-    order = sorted(gain, key=gain.get, reverse=True)
-    second = next(i for i in order if rows[i]["base"] != rows[order[0]]["base"])
-    shown = [{name: rows[i][name] for name in ("prompt", "base", "dpo")} for i in (order[0], second, order[-1])]
-    return {"shown": shown, "changed": sum(row["base"] != row["dpo"] for row in rows), "asked": len(rows)}
+    """よい回答に最も近づいた一つと、最も遠ざかった一つと、変わった数、近づいた数です。"""
+    gains = [dpo.chrf(row["dpo"], row["chosen"]) - dpo.chrf(row["base"], row["chosen"]) for row in rows]
+    ends = gains.index(max(gains)), gains.index(min(gains))
+    shown = [{name: rows[i][name] for name in ("prompt", "base", "dpo")} for i in ends]
+    changed = sum(row["base"] != row["dpo"] for row in rows)
+    return {"shown": shown, "changed": changed, "nearer": sum(gain > 0 for gain in gains), "asked": len(rows)}
 
 
 def table(heading: tuple, rows) -> str:
@@ -50,8 +50,8 @@ def answers_block() -> str:
     found = saved("offline_tiny_42_answers")
     rows = [[dpo.bare_question(row["prompt"]), row["base"], row["dpo"]] for row in found["shown"]]
     return table(("質問", "元のモデル", "DPO のあと"), rows) + (
-        f"\n\n検証用の {found['asked']} 問のうち {found['changed']} 問で回答が変わりました。"
-        "上の二つは、よい回答に最も近づいたもの、三つ目は最も遠ざかったものです。"
+        f"\n\n検証用の {found['asked']} 問のうち {found['changed']} 問で回答が変わり、"
+        f"よい回答に近づいたのは {found['nearer']} 問です。一つ目は最も近づいたもの、二つ目は最も遠ざかったものです。"
     )
 
 

@@ -165,6 +165,7 @@ class Config:
 
     @property
     def folder(self) -> Path:
+        """結果を置くフォルダ（output_dir）のパスです。"""
         return Path(self.output_dir)
 
     def resolved(self) -> Config:
@@ -984,6 +985,7 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """結果のフォルダのパスです。"""
         return self.config.folder
 
 
@@ -1480,7 +1482,6 @@ def show_table(table):
 
 
 # ======== 図: Colab の matplotlib には日本語の字形がないため、図の中は英語（TRL の指標名）で書きます。
-
 
 PANELS = {  # 図の題: (ログの名前, 点線の値の名前)。点線は、学習を始める瞬間の値
     "Preference loss": (["loss/preference"], "no preference yet"),
@@ -2157,7 +2158,6 @@ CLOSE = (
     {"ニューラルネットワーク", "深層学習", "畳み込みニューラルネットワーク"},
     {"LoRA", "ファインチューニング", "転移学習"},
 )  # fmt: skip
-
 
 # ======== 知識表: 1 行が一つの概念です。行を足せば、自分の分野のペアを作れます。
 #     名前|意味（…とは、）|理由（…が重要なのは、）|仕組み（…は、）|例（…の例として、）|注意（…では、）

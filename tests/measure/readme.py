@@ -93,6 +93,24 @@ def speed_block() -> str:
     )  # fmt: skip
 
 
+def gpu_block() -> str:
+    found = saved("gpu")
+    rows = [(name, f"{phase['seconds']:.1f} 秒", f"{phase['peak_memory_gb']:.2f} GB")
+            for name, phase in found["phases"].items()]  # fmt: skip
+    total = sum(phase["seconds"] for phase in found["phases"].values())
+    losses, both = found["first_losses"], found["comparison"]
+    tf32, full = (max(abs(a - b) for a, b in zip(losses[side], losses["cpu"], strict=True))
+                  for side in ("gpu", "gpu_float32"))  # fmt: skip
+    return table(("段階", "時間", "そこまでのメモリの最大値"), [*rows, ("合計", f"{total:.1f} 秒", "")]) + (
+        f"\n\n- GPU: {found['runtime']['gpu']}、torch {found['runtime']['torch']}。"
+        f"\n- 速さ（{both['pairs']} ペア）: 仕様どおりは {both['literal_pairs_per_second']:.1f} ペア/秒、ここは "
+        f"{both['our_pairs_per_second']:.1f} ペア/秒で、{both['ratio']:.1f} 倍。学習の繰り返しだけなら "
+        f"{both['loop_ratio']:.1f} 倍。メモリは {both['literal_memory_gb']:.1f} → {both['our_memory_gb']:.1f} GB。"
+        f"\n- DPO の最初の {len(losses['cpu'])} ステップの選好の損失の、CPU との差の最大値: TF32 では {tf32:.4f}、"
+        f"TF32 を使わないと {full:.5f}。"
+    )  # fmt: skip
+
+
 def seeds_block() -> str:
     runs = {seed: saved(f"offline_tiny_{seed}") for seed in (42, 0, 1)}
     return table(("シード", "最初の選好の損失", "最後の選好の損失", "検証の正解率"), [
@@ -104,7 +122,8 @@ def seeds_block() -> str:
 FILES = {
     ROOT / "README_COLAB.md": {"answers": answers_block, "result": result_block},
     ROOT / "tests" / "README.md": {
-        "recipe": recipe_block, "alpha": alpha_block, "speed": speed_block, "seeds": seeds_block,
+        "recipe": recipe_block, "alpha": alpha_block, "speed": speed_block, "gpu": gpu_block,
+        "seeds": seeds_block,
     },
 }  # fmt: skip
 

@@ -98,6 +98,8 @@ def gpu_block() -> str:
     rows = [(name, f"{phase['seconds']:.1f} 秒", f"{phase['peak_memory_gb']:.2f} GB")
             for name, phase in found["phases"].items()]  # fmt: skip
     total = sum(phase["seconds"] for phase in found["phases"].values())
+    states = {tuple(state) for phase in found["phases"].values() for state in phase["states"]}
+    used = "、".join(f"autocast は{'あり' if cast else 'なし'}、重みは {kind}" for cast, kind in sorted(states))
     losses, both = found["first_losses"], found["comparison"]
     tf32, full = (max(abs(a - b) for a, b in zip(losses[side], losses["cpu"], strict=True))
                   for side in ("gpu", "gpu_float32"))  # fmt: skip
@@ -106,6 +108,8 @@ def gpu_block() -> str:
         f"\n- 速さ（{both['pairs']} ペア）: 仕様どおりは {both['literal_pairs_per_second']:.1f} ペア/秒、ここは "
         f"{both['our_pairs_per_second']:.1f} ペア/秒で、{both['ratio']:.1f} 倍。学習の繰り返しだけなら "
         f"{both['loop_ratio']:.1f} 倍。メモリは {both['literal_memory_gb']:.1f} → {both['our_memory_gb']:.1f} GB。"
+        f"\n- 二つの損失の差の最大値: {both['largest_loss_difference']:.4f}。"
+        f"\n- 順伝播の精度（SFT、DPO、評価と生成）: {used}。"
         f"\n- DPO の最初の {len(losses['cpu'])} ステップの選好の損失の、CPU との差の最大値: TF32 では {tf32:.4f}、"
         f"TF32 を使わないと {full:.5f}。"
     )  # fmt: skip

@@ -3,8 +3,6 @@
 上から順に、設定 → 環境 → データ → モデル → 学習 → 評価 → 表と図 → 保存 → Drive と Hub → 比較（sweep） →
 コマンドライン → 文と知識表、と読めます。学習そのものは TRL・PEFT・Transformers・Datasets・Accelerate が行います。
 
-    python dpo_helpers.py --base_model offline-tiny --output_dir out
-
 DPO の論文: Rafailov et al., 2023, https://arxiv.org/abs/2305.18290
 """
 
@@ -74,10 +72,7 @@ def text_table(text: str) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def explained(name: str, /, **values):
-    """中で起きた、ファイルやライブラリの誤りを、{reason} に誤りの種類と説明を入れた HelperError に直します。
-
-    壊れたファイルは、ライブラリごとに KeyError や SafetensorError などさまざまな誤りになるので、種類を選びません。
-    """
+    """中で起きたファイルやライブラリの誤り（種類はさまざま）を、{reason} に説明を入れた HelperError に直します。"""
     try:
         yield
     except Exception as error:
@@ -100,27 +95,20 @@ def is_out_of_memory(error: Exception) -> bool:
 # ======== 設定
 
 
-def option(default, help_text: str):
-    """Config の一項目です。help は、`--help` と設定の説明に出ます。"""
+def option(default, help_text: str, least: float = 0, most: float = 1e15):
+    """Config の一項目です。help と、数の範囲（両端を含む）の「下限〜上限」は、`--help` に出ます。"""
     shown = "モデルごとの推奨値" if default is None else default
-    return field(default=default, metadata={"help": f"{help_text}（既定: {shown}）"})
+    limits = None if isinstance(default, (str, bool)) else f"{least:.10g}〜{most:.10g}"
+    return field(default=default, metadata={"help": f"{help_text}（既定: {shown}）", "metavar": limits})
 
 
 # モデルごとの推奨値です（決め方は tests/README.md。表にないモデルでは、DialoGPT-small の値を使います）。
-# ふつうは α = 2r とし、学習率を大きくします。ここでは学習率 5e-6 が決まっているので、α を大きくします。Adam では、
-# 学習率 × α/r が同じなら、ΔW はほぼ同じ速さで動きます（LoRA 論文 4.1 節）。
+# 学習率 5e-6 が決まっているので、α を大きくします。Adam では、学習率 × α/r が同じなら、動く速さはほぼ同じです。
 RECOMMENDED = {
-    "offline-tiny": {"lora_r": 32, "lora_alpha": 32000.0, "sft_epochs": 0.0},  # 元のモデルが、よい回答も読んでいる
+    "offline-tiny": {"lora_r": 32, "lora_alpha": 24000.0, "sft_epochs": 1.0},
     "microsoft/DialoGPT-small": {"lora_r": 64, "lora_alpha": 4096.0, "sft_epochs": 2.0},  # 先に日本語をまねさせる
 }
 KINDS = {int: "整数", float: "数", str: "文字列", bool: "True か False"}
-# 数の項目の下限と上限（両端を含む）です。書いていない項目は、0 から 10 の 15 乗までです。
-LEAST = {"num_pairs": 20, "max_length": 16, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
-         "lora_r": 1, "eval_fraction": 1e-9, "num_train_epochs": 1e-9, "learning_rate": 1e-12, "beta": 1e-9,
-         "train_share": 1e-9, "lora_alpha": 1e-9}  # fmt: skip
-MOST = {"eval_fraction": 0.9, "data_seed": 2**32 - 1, "seed": 2**32 - 1, "sft_epochs": 1000, "num_train_epochs": 1000,
-        "per_device_train_batch_size": 4096, "gradient_accumulation_steps": 4096, "label_smoothing": 0.49,
-        "label_noise": 0.49, "train_share": 1, "lora_r": 4096}  # fmt: skip
 LOSS_TYPES = ("sigmoid", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
               "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
 
@@ -131,25 +119,24 @@ class Config:
 
     base_model: str = option("microsoft/DialoGPT-small", "調整するモデル（Hub の名前、フォルダ、offline-tiny）")
     dataset: str = option("builtin", "選好データ（builtin、Hub の名前、jsonl/json/csv/tsv/parquet のパス）")
-    num_pairs: int = option(1000, "builtin で作るペアの数（検証用を含む）")
-    eval_fraction: float = option(0.15, "検証に回す概念の割合")
-    data_seed: int = option(42, "ペアの生成と分割に使うシード")
-    seed: int = option(42, "学習に使うシード")
-    max_length: int = option(128, "質問と回答を合わせた長さの上限（トークン）")
-    sft_epochs: float | None = option(None, "DPO の前に、よい回答をまねる SFT のエポック数（0 で省く）")
-    num_train_epochs: float = option(1.0, "DPO のエポック数")
-    per_device_train_batch_size: int = option(1, "次の値との積が、1 ステップで使うペアの数")
-    gradient_accumulation_steps: int = option(4, "上の値に掛ける数")
-    learning_rate: float = option(5e-6, "学習率（SFT と DPO に共通）")
+    num_pairs: int = option(1000, "builtin で作るペアの数（検証用を含む）", 20)
+    eval_fraction: float = option(0.15, "検証に回す概念の割合", 1e-9, 0.9)
+    data_seed: int = option(42, "ペアの生成と分割に使うシード", most=2**32 - 1)
+    seed: int = option(42, "学習に使うシード", most=2**32 - 1)
+    max_length: int = option(128, "質問と回答を合わせた長さの上限（トークン）", 16)
+    sft_epochs: float | None = option(None, "DPO の前に、よい回答をまねる SFT のエポック数（0 で省く）", most=1000)
+    num_train_epochs: float = option(1.0, "DPO のエポック数", 1e-9, 1000)
+    per_device_train_batch_size: int = option(1, "次の値との積が、1 ステップで使うペアの数", 1, 4096)
+    gradient_accumulation_steps: int = option(4, "上の値に掛ける数", 1, 4096)
+    learning_rate: float = option(5e-6, "学習率（SFT と DPO に共通）", 1e-12)
     max_grad_norm: float = option(1.0, "勾配ノルムの上限（0 で切り詰めない）")
-    beta: float = option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）")
+    beta: float = option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）", 1e-9)
     loss_type: str = option("sigmoid", "選好の損失の種類（TRL の名前。sigmoid が DPO の論文のもの）")
-    label_smoothing: float = option(0.0, "ラベルの誤りの割合の見込み（loss_type が robust のとき）")
-    label_noise: float = option(0.0, "実験用: 学習用のペアのうち、わざと chosen と rejected を入れ替える割合")
-    train_share: float = option(1.0, "実験用: 学習用のペアのうち、学習に使う割合（検証用は変わらない）")
+    label_smoothing: float = option(0.0, "ラベルの誤りの割合の見込み（loss_type が robust のとき）", most=0.49)
+    preference_weight: float = option(1.0, "選好の損失の重み（0 にすると、SFT の項だけで学ぶ対照になる）")
     sft_weight: float = option(16.0, "選好の損失に足す、よい回答の SFT の損失の重み（0 で足さない）")
-    lora_r: int | None = option(None, "LoRA のランク")
-    lora_alpha: float | None = option(None, "LoRA の α（出力を α/r 倍する）")
+    lora_r: int | None = option(None, "LoRA のランク", 1, 4096)
+    lora_alpha: float | None = option(None, "LoRA の α（出力を α/r 倍する）", 1e-9)
     gradient_checkpointing: bool = option(False, "途中の値を捨てて計算し直し、メモリを節約する（遅くなる）")
     bf16: bool = option(False, "bfloat16 で計算する（メモリの足りない大きなモデル用。対応する GPU だけ）")
     report_to: str = option("none", "DPO の記録を送る先（none、tensorboard、trackio、wandb など）")
@@ -176,15 +163,15 @@ class Config:
 
 def check_config(config: Config) -> None:
     """使えない型、範囲、選択肢の値を HelperError にします。"""
-    for name, hint in get_type_hints(Config).items():
-        value, kind = getattr(config, name), (get_args(hint) or (hint,))[0]
-        least, most = LEAST.get(name, 0), MOST.get(name, 1e15)
+    for each, hint in zip(fields(Config), get_type_hints(Config).values(), strict=True):
+        name, value, kind = each.name, getattr(config, each.name), (get_args(hint) or (hint,))[0]
         if value is None and getattr(Config, name) is None:
             continue
         if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
             raise HelperError("kind", name=name, value=value, kind=KINDS[kind])
         if kind is str and not (value.strip() and value.isprintable()):
             raise HelperError("text", name=name, value=value)
+        least, most = map(float, (each.metadata["metavar"] or "0〜1").split("〜"))
         if kind is not str and not least <= value <= most:  # NaN も、ここに入る
             raise HelperError("range", name=name, value=value, least=least, most=most)
     if config.loss_type not in LOSS_TYPES:
@@ -301,18 +288,21 @@ def fit_to_device(config: Config) -> Config:
 
 # ======== データ: 知識表（このファイルの末尾）を、質問のしかたと「一つだけ欠点のある回答」に組み合わせます。
 
+FACET_NAMES = ("what", "why", "how", "example", "caution")
+COLUMNS = (*FACET_NAMES, "wrong_what", "wrong_how", "asked")  # 誤解の二つの欄と、仕組みの質問のしかた
 
-def read_knowledge(text: str | None = None) -> dict[str, tuple[str, dict[str, str]]]:
-    """知識表を {概念: (分野, {観点: 述部})} に読みます。[ ] の行が分野、`名前|意味|…` の行が概念です。"""
-    table, domain, facets = {}, "", text_table(FACETS)
+
+def read_knowledge(text: str | None = None) -> dict[str, dict[str, str]]:
+    """知識表を {概念: {COLUMNS の欄と domain: 文}} に読みます。[ ] の行が分野、`名前|意味|…` の行が概念です。"""
+    table, domain = {}, ""
     for line in filter(None, (text or KNOWLEDGE).splitlines()):
-        name, *predicates = line.split("|")
+        name, *columns = line.split("|")
         if line.startswith("["):
             domain = line.strip("[]")
-        elif len(predicates) != len(facets) or name in table:
+        elif len(columns) != len(COLUMNS) or name in table or f"how:{columns[-1]}" not in text_table(FACETS):
             raise HelperError("knowledge", line=line)
         else:
-            table[name] = (domain, dict(zip(facets, predicates, strict=True)))
+            table[name] = dict(zip(COLUMNS, columns, strict=True)) | {"domain": domain}
     return table
 
 
@@ -320,19 +310,19 @@ def build_pairs(num_pairs: int = 1000, seed: int = 42, eval_fraction: float = 0.
     """知識表から選好ペアを作り、`datasets.Dataset` で返します。同じ引数なら、どの計算機でも同じ内容です。
 
     列は prompt, chosen, rejected, domain, concept, facet, flaw です。other_concept と other_facet は、隣り合う二つの
-    ペアが互いの回答を入れ替えた「鏡の組」で、質問を見ない規則の正解率は 50 % です。wrong_fact は、二つの概念の説明を
-    取り替えた組です。組の相手は `split_pairs` で同じ側に入る概念から選びます。
+    ペアが互いの回答を入れ替えた「鏡の組」で、質問を見ない規則の正解率は 50 % です。wrong_fact は、その概念についての
+    ありがちな誤解です。中身のない回答と失礼な回答の文は、学習用と検証用（`split_pairs` の分け方）で別のものです。
     """
     table, rng = read_knowledge(), random.Random(seed)
     wanted = max(4, 2 * (num_pairs // 12))  # ペアが少ないときは概念も絞り、どの概念も一度は使う
     concepts = rng.sample(list(table), min(len(table), wanted))
     held_out, num_eval = held_out_groups(concepts, eval_fraction, seed), even_share(num_pairs, eval_fraction)
-    train = make_rows([c for c in concepts if c not in held_out], num_pairs - num_eval, table, rng)
-    test = make_rows([c for c in concepts if c in held_out], num_eval, table, rng)
-    if len(train) < num_pairs - num_eval or len(test) < num_eval:
-        most = min(len(train) / (1 - eval_fraction), len(test) / eval_fraction)
+    sides = [make_rows([c for c in concepts if (c in held_out) == unseen], count, table, rng, phrases(unseen))
+             for unseen, count in ((False, num_pairs - num_eval), (True, num_eval))]  # fmt: skip
+    if len(sides[0]) < num_pairs - num_eval or len(sides[1]) < num_eval:
+        most = min(len(sides[0]) / (1 - eval_fraction), len(sides[1]) / eval_fraction)
         raise HelperError("too_many_pairs", wanted=num_pairs, most=int(most) - 2)
-    couples = [rows[i : i + 2] for rows in (train, test) for i in range(0, len(rows), 2)]
+    couples = [rows[i : i + 2] for rows in sides for i in range(0, len(rows), 2)]
     rng.shuffle(couples)
     couples.sort(key=len, reverse=True)  # 奇数のときに余る 1 行は最後に置く
     return datasets.Dataset.from_list([row for couple in couples for row in couple])
@@ -343,70 +333,69 @@ def even_share(total: int, fraction: float) -> int:
     return max(2, 2 * round(total * fraction / 2))
 
 
-def make_rows(concepts, num_rows, table, rng) -> list[dict]:
+def phrases(unseen: bool | None = None) -> dict[str, list[str]]:
+    """PHRASES のうち、学習用の初めの三分の二（False）、検証用の残り（True）、全部（None）です。"""
+    table = text_table(PHRASES).items()
+    return {name: texts if unseen is None else texts[len(texts) * 2 // 3 :] if unseen else texts[: len(texts) * 2 // 3]
+            for name, texts in table}  # fmt: skip
+
+
+def make_rows(concepts, num_rows, table, rng, phrases) -> list[dict]:
     """概念を二つずつ組にして、一組から 10 ペアを作ります。一巡ごとに、質問のしかたと組の相手を変えます。"""
-    rows, facets = [], text_table(FACETS)
-    turns = min(len(phrasings) - 1 for phrasings in facets.values())  # 初めの一つは、回答の書き出し
-    phrasing = {(c, f): rng.sample(range(turns), turns) for c in concepts for f in facets}
+    rows, turns = [], len(text_table(FACETS)["what"]) - 1  # 初めの一つは、回答の書き出し
+    asked = {(c, f): rng.sample(range(1, turns + 1), turns) for c in concepts for f in FACET_NAMES}
     for turn in range(turns):
-        draws = [draw_couples(concepts, table, rng) for _ in range(20)]
-        for couple in min(draws, key=count_close):
+        order = sorted(rng.sample(concepts, len(concepts)), key=lambda c: table[c]["domain"])  # 隣は、たいてい同じ分野
+        couples = list(zip(order[::2], order[1::2], strict=False))  # 概念が奇数なら、巡ごとに一つ休む
+        for couple in rng.sample(couples, len(couples)):
             if len(rows) >= num_rows:
                 return rows[:num_rows]
-            rows += couple_rows(couple, turn, phrasing, table, rng)
+            rows += couple_rows(couple, {key: numbers[turn] for key, numbers in asked.items()}, table, rng, phrases)
     return rows[:num_rows]
 
 
-def draw_couples(concepts, table, rng) -> list[tuple[str, str]]:
-    """概念を、たいてい同じ分野の二つずつの組に、でたらめに分けます。"""
-    order = sorted(rng.sample(concepts, len(concepts)), key=lambda c: table[c][0])  # 隣は、たいてい同じ分野
-    couples = list(zip(order[::2], order[1::2], strict=False))  # 概念が奇数なら、巡ごとに一つ休む
-    return rng.sample(couples, len(couples))
-
-
-def count_close(couples: list[tuple[str, str]]) -> int:
-    """説明を取り替えても誤りと言い切れない概念どうしの組の数です。"""
-    return sum(any(set(couple) <= group for group in CLOSE) for couple in couples)
-
-
-def couple_rows(couple, turn, phrasing, table, rng) -> list[dict]:
-    """二つの概念から、六つの欠点を含む 10 ペアを作ります。"""
-    (first, second), facets = couple, text_table(FACETS)
+def couple_rows(couple, asked, table, rng, phrases) -> list[dict]:
+    """二つの概念から、六つの欠点を含む 10 ペアを作ります。asked は {(概念, 観点): 質問のしかたの番号} です。"""
+    first, second = couple
 
     def row(name, facet, flaw, rejected=None):
-        question = facets[facet][1 + phrasing[name, facet][turn]].format(c=name)
-        chosen, rejected = good_answer(name, facet, table), rejected or spoil(flaw, name, facet, table, rng)
-        return {"prompt": as_prompt(question), "chosen": chosen, "rejected": rejected,
-                "domain": table[name][0], "concept": name, "facet": facet, "flaw": flaw}  # fmt: skip
+        question = forms(name, facet, table)[asked[name, facet]].format(c=name)
+        rejected = rejected or spoil(flaw, name, facet, table, rng, phrases)
+        return {"prompt": as_prompt(question), "chosen": answer_of(name, facet, table), "rejected": rejected,
+                "domain": table[name]["domain"], "concept": name, "facet": facet, "flaw": flaw}  # fmt: skip
 
-    wrong = rng.choice(["what", "how"])  # 例や理由は、取り替えても正しいことがあるため、意味と仕組みだけを取り替える
-    same, *rest = rng.sample([f for f in facets if f != wrong], 4)
-    mirrored = ((first, second), (second, first))
-    rows = [row(name, same, "other_concept", good_answer(other, same, table)) for name, other in mirrored]
-    rows += [row(name, wrong, "wrong_fact", good_answer(name, wrong, table, other)) for name, other in mirrored]
-    rows += [row(first, facet, "other_facet", good_answer(first, other, table))
+    wrong = rng.choice(["what", "how"])  # 誤解の欄があるのは、意味と仕組み
+    same, *rest = rng.sample([f for f in FACET_NAMES if f != wrong], 4)
+    rows = [row(name, same, "other_concept", answer_of(other, same, table)) for name, other in (couple, couple[::-1])]
+    rows += [row(name, wrong, "wrong_fact") for name in couple]
+    rows += [row(first, facet, "other_facet", answer_of(first, other, table))
              for facet, other in (rest[:2], rest[1::-1])]  # fmt: skip
-    flaws = ["vague", "rude", "cut_off", ("vague", "rude", "cut_off")[turn % 3]]
+    flaws = ["vague", "rude", "cut_off", rng.choice(["vague", "rude"])]
     places = [(first, rest[2]), *((second, facet) for facet in rest)]
     return rows + [row(name, facet, flaw) for flaw, (name, facet) in zip(flaws, places, strict=True)]
 
 
-def good_answer(name: str, facet: str, table: dict, predicate_of: str | None = None) -> str:
-    """よい回答です。predicate_of を渡すと、その概念の述部に取り替えた誤りになります。"""
-    return text_table(FACETS)[facet][0].format(c=name) + table[predicate_of or name][1][facet] + "。"
+def forms(name: str, facet: str, table: dict) -> list[str]:
+    """回答の書き出しと、質問のしかたのリストです。仕組みは、作るもの・求める値など、概念に合う聞き方を選びます。"""
+    return text_table(FACETS)[f"how:{table[name]['asked']}" if facet == "how" else facet]
 
 
-def spoil(flaw: str, name: str, facet: str, table: dict, rng) -> str:
-    """よい回答を、flaw（vague、rude、cut_off）の欠点がある回答に変えます。"""
+def answer_of(name: str, facet: str, table: dict, predicate: str | None = None) -> str:
+    """よい回答です。述部を渡すと、それに取り替えます。"""
+    return forms(name, facet, table)[0].format(c=name) + (predicate or table[name][facet]) + "。"
+
+
+def spoil(flaw: str, name: str, facet: str, table: dict, rng, phrases) -> str:
+    """よい回答を、flaw（vague、rude、wrong_fact、cut_off）の欠点がある回答に変えます。"""
     if flaw == "vague":
-        return text_table(FACETS)[facet][0].format(c=name) + rng.choice(text_table(PHRASES)[facet]) + "。"
+        return answer_of(name, facet, table, rng.choice(phrases[facet]))
     if flaw == "rude":
-        return rng.choice(text_table(PHRASES)["rude"]).format(c=name)
-    good = good_answer(name, facet, table)
-    cut = good[: int(len(good) * rng.uniform(0.5, 0.8))]
-    while cut.endswith(("、", " ", "です", "ます", "せん", "ない")):  # 句点がないだけの、ふつうの文に見えないようにする
-        cut = cut[:-1]
-    return cut
+        return rng.choice(phrases["rude"]).format(c=name)
+    if flaw == "wrong_fact":
+        return answer_of(name, facet, table, table[name][f"wrong_{facet}"])
+    good = answer_of(name, facet, table)  # 助詞か読点の直後で切る（終わった文にも、打ち消しの落ちた文にも見えない）
+    ends = [found.end() for found in re.finditer(r"[を、]|(?<=[一-龠ァ-ヶーA-Za-z0-9])[がにの]", good)]
+    return good[: rng.choice(sorted(ends, key=lambda end: abs(end - 0.6 * len(good)))[:2])]
 
 
 def held_out_groups(groups, fraction: float, seed: int) -> set:
@@ -655,9 +644,9 @@ def rule_accuracies(pairs, held_out: set[int], most: int = 5000) -> dict:
     return {"length_rule": max(longer, 1 - longer), "longer": "長い" if longer >= 0.5 else "短い", "ngram_rule": grams}
 
 
-def char_grams(text: str) -> set[str]:
-    """文字 1〜3-gram の集合です。"""
-    return {text[i : i + n] for n in (1, 2, 3) for i in range(len(text) - n + 1)}
+def char_grams(text: str, sizes=(1, 2, 3)) -> set[str]:
+    """文字 n-gram（n は sizes の値）の集合です。"""
+    return {text[i : i + n] for n in sizes for i in range(len(text) - n + 1)}
 
 
 def token_faults(pairs, tokenizer, max_length: int) -> tuple[dict, dict]:
@@ -796,59 +785,54 @@ def tokenize_pair(row: dict, tokenizer) -> dict[str, list[int]]:
     return {"prompt_ids": prompt[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]}
 
 
+# 元のモデルの、事実を述べる文の見出しです。長さを変えるのは、文がどの位置から始まっても思い出せるようにするため。
+HEADINGS = ("", "{c}\n", "用語集: {c}\n", "教科書の索引: {c}\n", "{c}について調べたこと\n本文:",
+            "今日の授業のノート。{c}の項目\n要点:")  # fmt: skip
+BASE_FLAWS = {"vague": 60, "rude": 25, "cut_off": 15}  # 元のモデルが質問の続きに読む、欠点のある回答の割合（%）
+
+
+def base_texts(seed: int) -> list[dict]:
+    """offline-tiny の元のモデルが読む文（prompt の続きの completion）です。
+
+    知識表の事実を述べる文を七度ずつと、質問に欠点のある回答が続く文で、質問によい回答が続く文は、一つもありません。
+    """
+    table, rng, texts = read_knowledge(), random.Random(seed), []
+    for name, facet in product(table, FACET_NAMES):
+        good = answer_of(name, facet, table)
+        texts += [(rng.choice(HEADINGS).format(c=name), good) for _ in range(7)]
+        flaws = rng.choices(list(BASE_FLAWS), list(BASE_FLAWS.values()), k=3)
+        questions = rng.sample(forms(name, facet, table)[1:], 3)
+        texts += [(as_prompt(question.format(c=name)), spoil(flaw, name, facet, table, rng, phrases()))
+                  for question, flaw in zip(questions, flaws, strict=True)]  # fmt: skip
+    return [{"prompt": prompt, "completion": completion} for prompt, completion in texts]
+
+
 def build_tiny(config: Config, show=None):
-    """約 150 万パラメータの GPT-2 と 3,000 語の BPE を作り、builtin のペアの両方の回答を、区別せずに読ませます。"""
-    pairs = build_pairs(3000, config.data_seed, config.eval_fraction)
-    prompts, answers = pairs["prompt"][:] * 2, pairs["chosen"][:] + pairs["rejected"][:]
-    tokenizer = tiny_tokenizer([prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+    """約 150 万パラメータの GPT-2 と 3,000 語の BPE を作り、`base_texts` の completion を当てさせます。"""
+    texts = base_texts(config.data_seed)
+    tokenizer = tiny_tokenizer([text["prompt"] + text["completion"] for text in texts])
     transformers.set_seed(config.data_seed)
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # 短い時間で文を覚えさせるため、使わない
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        vocab_size=len(tokenizer), n_positions=TINY_POSITIONS, n_embd=192, n_layer=2, n_head=4,
-        activation_function="gelu_pytorch_tanh", name_or_path=str(config.folder / "base"), **dropout, **ends,
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(  # 短い時間で覚えさせるので、ドロップアウトは 0
+        **ends, vocab_size=len(tokenizer), n_positions=TINY_POSITIONS, n_embd=192, n_layer=2, n_head=4, resid_pdrop=0.0,
+        embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh", name_or_path=f"{config.folder}/base",
     ))  # fmt: skip
-    starts = list(map(len, tokenizer(prompts)["input_ids"]))
-    ids = tokenizer([p + a + tokenizer.eos_token for p, a in zip(prompts, answers, strict=True)])["input_ids"]
-    pretrain(model, list(zip(starts, ids, strict=True)), config.data_seed, show)
+    starts = tokenizer([text["prompt"] for text in texts])["input_ids"]
+    ids = tokenizer([text["prompt"] + text["completion"] + tokenizer.eos_token for text in texts])["input_ids"]
+    rows = [{"input_ids": row, "labels": [-100] * n + row[n:]} for n, row in zip(map(len, starts), ids, strict=True)]
+    trainer = transformers.Trainer(
+        model,
+        transformers.TrainingArguments(
+            ".", save_strategy="no", per_device_train_batch_size=16, num_train_epochs=3,  # ファイルは、何も書かない
+            learning_rate=4e-3, warmup_steps=0.1, seed=config.data_seed, logging_steps=10,
+            report_to="none", use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, disable_tqdm=True,
+        ),
+        train_dataset=datasets.Dataset.from_list(rows), data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
+        callbacks=[progress_callback(config, show, "元のモデル")] if show else [],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
     return model.to(processes().device), tokenizer
-
-
-def pretrain(model, texts: list, seed: int, show=None, epochs: int = 4, batch_size: int = 16) -> None:
-    """回答の次のトークンを当てる学習です。texts は (質問のトークン数, 質問と回答のトークン番号) のリストです。"""
-    rng, steps = random.Random(seed), epochs * math.ceil(len(texts) / batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0, fused=True)
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    batches = []
-    for step in range(1, steps + 1):
-        batches = batches or batches_by_length(texts, batch_size, rng)
-        starts, ids = zip(*batches.pop(), strict=True)
-        ids = pad_tokens(ids)  # (B, T)
-        answer = (ids[:, 1:] >= 0) & (torch.arange(1, ids.shape[1]) >= torch.tensor(starts)[:, None])  # (B, T-1)
-        hidden = model.transformer(ids.clamp(min=0), use_cache=False).last_hidden_state[:, :-1]
-        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[answer]), ids[:, 1:][answer])
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if show:
-            show(f"元のモデル {step}/{steps}  損失 {loss.item():.2f}", [], steps)
-
-
-def pad_tokens(ids):
-    """長さの違うトークン番号を、右を -1 で埋めた一つのテンソル (B, T) にします。"""
-    return torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, ids)), batch_first=True, padding_value=-1)
-
-
-def batches_by_length(texts: list, batch_size: int, rng) -> list[list]:
-    """並べ替えた texts を、長さの近いものどうしのバッチに分けます。"""
-    order = rng.sample(texts, len(texts))
-    groups = [order[i : i + 8 * batch_size] for i in range(0, len(order), 8 * batch_size)]
-    groups = [sorted(group, key=lambda text: len(text[1])) for group in groups]
-    batches = [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
-    rng.shuffle(batches)
-    return batches
 
 
 def tiny_tokenizer(texts: list[str]):
@@ -911,10 +895,10 @@ def sft_args(config: Config, batch_size: int):
 
 
 def dpo_args(config: Config, batch_size: int):
-    """DPO の引数（`trl.DPOConfig`）です。損失は、選好の損失 + sft_weight × よい回答の SFT の損失です。"""
+    """DPO の引数（`trl.DPOConfig`）です。損失は、選好の損失とよい回答の SFT の損失の、重みを付けた和です。"""
     return trl.DPOConfig(
         **trainer_options(config, "dpo", batch_size), num_train_epochs=config.num_train_epochs, beta=config.beta,
-        loss_type=[config.loss_type, "sft"], loss_weights=[1.0, config.sft_weight],
+        loss_type=[config.loss_type, "sft"], loss_weights=[config.preference_weight, config.sft_weight],
         label_smoothing=config.label_smoothing,
         precompute_ref_log_probs=True, precompute_ref_batch_size=8 * batch_size, train_sampling_strategy="sequential",
     )  # fmt: skip
@@ -978,15 +962,9 @@ class Run:
     eval_pairs: object
     history: list  # TRL のログ。1 ステップに 1 行（loss, rewards/margins など）
     timing: dict  # 秒数・速さ・メモリ
-    reference: object = None  # 学習用のペアの参照モデルの対数確率（chosen, rejected）。形は (ペアの数, 2)
     metrics: dict = field(default_factory=dict)
     scores: object = None  # pandas.DataFrame。1 ペアに 1 行
     answers: object = None  # pandas.DataFrame。検証用の質問への、三つのモデルの回答
-
-    @property
-    def folder(self) -> Path:
-        """結果のフォルダのパスです。"""
-        return self.config.folder
 
 
 def train(config: Config, pairs=None, base=None, callbacks=(), drive=None, report=print) -> Run:
@@ -1057,22 +1035,12 @@ def finish_run(config: Config, trainer, train_pairs, eval_pairs) -> Run:
     timing = {"sft_seconds": sft, "train_seconds": dpo, "pairs_per_second": len(data) * config.num_train_epochs / dpo,
               "peak_memory_gb": memory / 2**30}  # fmt: skip
     load_adapter(trainer.model, config.folder / "sft", "sft")
-    reference = np.array([data["ref_chosen_logps"][:], data["ref_rejected_logps"][:]]).T
-    return Run(config, trainer.model, trainer.processing_class, train_pairs, eval_pairs, history, timing, reference)
+    return Run(config, trainer.model, trainer.processing_class, train_pairs, eval_pairs, history, timing)
 
 
 def training_pairs(pairs, config: Config) -> tuple:
-    """(学習する順の学習用, 検証用) のペアです。実験用の train_share と label_noise も、ここで効かせます。"""
+    """(学習する順の学習用, 検証用) のペアです。"""
     train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
-    if config.train_share < 1:
-        count = max(2, round(config.train_share * len(train_pairs) / 2) * 2)
-        train_pairs = shuffle_couples(train_pairs, config.data_seed).select(range(min(count, len(train_pairs))))
-    if config.label_noise:
-        rng = random.Random(f"flip-{config.data_seed}")  # 並べ替えと同じ乱数の列だと、入れ替えたペアが最後に集まる
-        flipped = rng.sample(range(len(train_pairs)), round(config.label_noise * len(train_pairs)))
-        table = train_pairs.to_pandas()
-        table.loc[flipped, ["chosen", "rejected"]] = table.loc[flipped, ["rejected", "chosen"]].to_numpy()
-        train_pairs = type(train_pairs).from_pandas(table)
     return shuffle_couples(train_pairs, config.seed), eval_pairs
 
 
@@ -1120,8 +1088,8 @@ def recorder(config: Config, drive: Path | None = None, report=print):
     return Recorder()
 
 
-def progress_callback(config: Config, show):
-    """ステップごとに show(1 行の文, ログの行, 全ステップ数) を呼ぶ callback です。`recorder` のあとに置きます。"""
+def progress_callback(config: Config, show, phase: str = "SFT"):
+    """ログのたびに show(1 行の文, ログの行, 全ステップ数) を呼ぶ callback です。`recorder` のあとに置きます。"""
 
     class Progress(transformers.TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
@@ -1132,7 +1100,8 @@ def progress_callback(config: Config, show):
             if state.is_world_process_zero and "loss" in state.log_history[-1]:  # 最後の 1 行は、学習全体のまとめ
                 each = (time.perf_counter() - self.started) / max(1, state.global_step - self.first)
                 left = each * (state.max_steps - state.global_step)
-                show(progress_line(rows, config.effective_batch_size, state.max_steps, left), rows, state.max_steps)
+                line = progress_line(rows, config.effective_batch_size, state.max_steps, left, phase)
+                show(line, rows, state.max_steps)
 
     return Progress()
 
@@ -1140,20 +1109,22 @@ def progress_callback(config: Config, show):
 def split_loss(row: dict, config: Config, data) -> dict:
     """ログの 1 行の損失を、選好の項と SFT の項（chosen の 1 トークンあたりの負の対数尤度）に分けます。
 
-    TRL は和だけを記録しますが、SFT の項は logps/chosen と長さから求まります（マイクロバッチに分けると近似です）。
+    TRL は和だけを記録しますが、SFT の項は logps/chosen と長さから求まります（マイクロバッチに分けると近似です）。選好の
+    損失の重みが 0 なら、選好の項は求まらないので NaN です。
     """
     batch = config.effective_batch_size
     start = (row["step"] - 1) % math.ceil(len(data) / batch) * batch
     rows = data[start : start + batch]
     tokens = sum(min(len(prompt) + len(answer), config.max_length) - len(prompt)
                  for prompt, answer in zip(rows["prompt_ids"], rows["chosen_ids"], strict=True))  # fmt: skip
-    sft = -row["logps/chosen"] * len(rows["prompt_ids"]) / tokens
-    return {"loss/preference": row["loss"] - config.sft_weight * sft, "loss/sft": sft}
+    sft, weight = -row["logps/chosen"] * len(rows["prompt_ids"]) / tokens, config.preference_weight
+    preference = (row["loss"] - config.sft_weight * sft) / weight if weight else math.nan
+    return {"loss/preference": preference, "loss/sft": sft}
 
 
-def progress_line(rows: list, batch_size: int, steps: int, seconds_left: float) -> str:
+def progress_line(rows: list, batch_size: int, steps: int, seconds_left: float, phase: str = "SFT") -> str:
     """1 行の進み具合です。値は直近 50 ペアの平均で、うまくいっていない兆しがあれば、続く行に書きます。"""
-    names, advice, phase = {"損失": "loss"}, [], "SFT"
+    names, advice = {"損失": "loss"}, []
     if "rewards/margins" in rows[-1]:
         names = {"損失": "loss/preference", "正解率": "rewards/accuracies", "マージン": "rewards/margins"}
         advice, phase = diagnose(rows, batch_size, steps), "DPO"
@@ -1188,8 +1159,8 @@ def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
 class LivePicture:
     """セルの出力に、学習の経過の図と 1 行の進み具合を描き直し続けます。"""
 
-    def __init__(self, batch_size: int):
-        self.batch_size, self.due = batch_size, 0.0
+    def __init__(self, config: Config):
+        self.batch_size, self.due = config.effective_batch_size, 0.0
 
     def __call__(self, line: str, history: list, steps: int) -> None:
         from IPython.display import clear_output, display
@@ -1197,8 +1168,7 @@ class LivePicture:
         started = time.perf_counter()
         if started >= self.due or f" {steps}/{steps} " in line:
             clear_output(wait=True)
-            if history:
-                display(history_figure(history, self.batch_size, steps))
+            display(history_figure(history, self.batch_size, steps))
             print(line)
             self.due = time.perf_counter() + max(0.5, 4 * (time.perf_counter() - started))  # 描くのは、時間の 2 割まで
 
@@ -1215,16 +1185,6 @@ class TerminalLine:
         self.said.update(advice)
         end = "\n" if new or f" {steps}/{steps} " in line else "  "
         print(f"\r{line}{''.join(new)}", end=end, file=sys.stderr, flush=True)
-
-
-def live_picture(config: Config):
-    """学習の経過を、ノートブックで描き続ける `TrainerCallback` です。SFT と DPO に使えます。"""
-    return progress_callback(config, LivePicture(config.effective_batch_size))
-
-
-def progress_bar(config: Config):
-    """学習の進み具合を、端末に表示する `TrainerCallback` です。"""
-    return progress_callback(config, TerminalLine())
 
 
 # ======== 評価: 元のモデル（base）、SFT のあと（sft）、DPO のあと（dpo）の三つを、いつも並べて比べます。
@@ -1256,18 +1216,17 @@ def pair_logps(model, tokenizer, pairs, max_length: int = 128):
 
 def batch_logps(model, texts: list) -> list[float]:
     """(質問のトークン数, トークン番号) ごとの、回答の対数確率です。"""
-    starts, ids = zip(*texts, strict=True)
-    ids, starts = pad_tokens(ids).to(model.device), torch.tensor(starts, device=model.device)  # (B, T), (B,)
+    starts, ids = (list(map(torch.tensor, each)) for each in zip(*texts, strict=True))
+    ids = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-1).to(model.device)  # (B, T)
+    starts = torch.stack(starts).to(model.device)  # (B,)
     first = max(1, min(starts.min().item(), ids.shape[1] - 1))  # これより前のトークンの確率は、どの行も使わない
     settings = {"attention_mask": (ids >= 0).long(), "logits_to_keep": ids.shape[1] - first + 1}
     with torch.no_grad():
         logits = model(input_ids=ids.clamp(min=0), **settings).logits[:, :-1].float()  # (B, T-first, V)
     targets, position = ids[:, first:], torch.arange(first, ids.shape[1], device=ids.device)
     targets = targets.masked_fill(position < starts[:, None], -1)
-    # (B·T, V) に平らにしてから計算する。(B, V, T) に並べ替えると、GPU では遅く、写しも一つ増える
-    losses = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none"
-    )
+    flat = logits.flatten(0, 1)  # (B·T, V)。(B, V, T) に並べ替えると、GPU では遅く、写しも一つ増える
+    losses = torch.nn.functional.cross_entropy(flat, targets.flatten(), ignore_index=-1, reduction="none")
     return (-losses.view(targets.shape).sum(1)).tolist()
 
 
@@ -1286,17 +1245,13 @@ def in_batches(function, items: list, length, tokens: int = 4096) -> list:
     return done
 
 
-def score_pairs(run: Run, pairs=None, reference=None):
-    """ペアごとの成績を、1 ペアに 1 行の `pandas.DataFrame` で返します。pairs を省くと検証用のペアです。
+def score_pairs(run: Run, pairs):
+    """ペアごとの成績を、1 ペアに 1 行の `pandas.DataFrame` で返します。group は、まとめて扱う概念か質問です。
 
-    reward_* = β (log π - log π_ref) は暗黙の報酬（論文の式 5、π_ref は SFT のあと）、margin は報酬の差、gap_* は DPO の
-    前後の対数確率の差です。reference は計算済みの SFT のあとの対数確率で、渡すと base の列は省きます。
+    reward_* = β (log π - log π_ref) は暗黙の報酬（論文の式 5、π_ref は SFT のあと）、margin は報酬の差です。
     """
-    pairs = run.eval_pairs if pairs is None else pairs
-    table = pairs.to_pandas()
-    if reference is not None:
-        table[["logp_sft_chosen", "logp_sft_rejected"]] = reference
-    for which in MODELS if reference is None else ("dpo",):
+    table = pairs.to_pandas().assign(group=pair_groups(pairs))
+    for which in MODELS:
         with using(run.model, which):
             logps = pair_logps(run.model, run.tokenizer, pairs, run.config.max_length)
         table[[f"logp_{which}_chosen", f"logp_{which}_rejected"]] = logps
@@ -1304,27 +1259,28 @@ def score_pairs(run: Run, pairs=None, reference=None):
         table[f"reward_{side}"] = run.config.beta * (table[f"logp_dpo_{side}"] - table[f"logp_sft_{side}"])
     table["margin"] = table["reward_chosen"] - table["reward_rejected"]
     table["correct"] = table["margin"] > 0
-    for name, which in (("gap_before", "sft"), ("gap_after", "dpo")):
-        table[name] = table[f"logp_{which}_chosen"] - table[f"logp_{which}_rejected"]
     return table
 
 
-def generate_responses(prompts, model, tokenizer, max_length: int = 128) -> list[tuple[str, bool]]:
-    """各質問への回答を貪欲法で作り、(回答, EOS まで生成したか) のリストで返します。"""
+def generate_responses(prompts, model, tokenizer, max_length: int = 128, sample=False) -> list[tuple[str, bool]]:
+    """各質問への回答を作り、(回答, EOS まで生成したか) のリストで返します。
+
+    貪欲法（確率の最も高いトークンを続ける）で、sample=True なら、確率のとおりに引きます（温度 1）。
+    """
     questions = [prompt_tokens(as_prompt(prompt), tokenizer) for prompt in prompts]
     if (longest := max(map(len, questions))) >= max_length:
         raise HelperError("long_question", longest=longest, most=max_length)
     model.eval()
-    return in_batches(partial(generate_batch, model, tokenizer, max_length), questions, lambda ids: 32)
+    return in_batches(partial(generate_batch, model, tokenizer, max_length, sample), questions, lambda ids: 32)
 
 
-def generate_batch(model, tokenizer, max_length: int, questions: list[list[int]]) -> list[tuple[str, bool]]:
+def generate_batch(model, tokenizer, max_length: int, sample: bool, questions: list) -> list[tuple[str, bool]]:
     """質問のトークン番号のリストから、(回答, EOS まで生成したか) を作ります。"""
     ends = model.generation_config.eos_token_id  # 会話の終わりの印など、EOS のほかにもあるモデルでは、リスト
     ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
-    settings = transformers.GenerationConfig(
-        do_sample=False, max_length=max_length, pad_token_id=tokenizer.pad_token_id, eos_token_id=ends
-    )
+    settings = transformers.GenerationConfig(  # remove_invalid_values は、学習が NaN で終わったモデルのため
+        do_sample=sample, top_k=0, remove_invalid_values=True, max_length=max_length,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=ends)  # fmt: skip
     inputs = tokenizer.pad({"input_ids": questions}, padding_side="left", return_tensors="pt").to(model.device)
     with torch.no_grad():
         output = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
@@ -1363,36 +1319,64 @@ def is_readable(text: str) -> bool:
     return bool(text) and japanese >= 0.3 * len(text) and plain >= 0.9 * len(text)
 
 
-def answer_table(run: Run):
-    """三つのモデルの回答を並べた表です。列は prompt, chosen, rejected と、MODELS の各名と、各名_ended です。"""
-    table = run.eval_pairs.select_columns(PAIR_COLUMNS).to_pandas()
+def answer_table(run: Run, samples: int = 4):
+    """検証用の質問への、三つのモデルの回答の表です。sample が 0 の行は貪欲法、1 からの行は温度 1 で引いた回答です。
+
+    列は eval_pairs の列（同じ質問のペアは、初めの一つ）と group（概念か質問）、MODELS の各名（回答）と、各名に _ended
+    （EOS まで生成したか）、_chrf（chosen との近さ）、_flaw（`answer_flaw`。知識表にない概念では欠損）を付けたものです。
+    """
+    asked = run.eval_pairs.to_pandas().assign(group=pair_groups(run.eval_pairs)).drop_duplicates("prompt")
+    table = pd.concat([asked.assign(sample=i) for i in range(samples + 1)], ignore_index=True)
+    known = {"concept", "facet"} <= set(table) and set(table["concept"]) <= set(read_knowledge())
+    questions = list(asked["prompt"]), list(asked["prompt"]) * samples
     for which in MODELS:
+        transformers.set_seed(run.config.seed)
         with using(run.model, which):
-            answers = generate_responses(table["prompt"], run.model, run.tokenizer, run.config.max_length)
-        table[which], table[f"{which}_ended"] = zip(*answers, strict=True)
+            greedy, sampled = (generate_responses(asked, run.model, run.tokenizer, run.config.max_length, sample)
+                               for asked, sample in zip(questions, (False, True), strict=True))  # fmt: skip
+        table[which], table[f"{which}_ended"] = zip(*greedy, *sampled, strict=True)
+        table[f"{which}_chrf"] = list(map(chrf, table[which], table["chosen"]))
+        columns = zip(table[which], table["concept"], table["facet"], strict=True) if known else []
+        table[f"{which}_flaw"] = [answer_flaw(*row) for row in columns] or None
     return table
 
 
-def answer_metrics(table, groups: list) -> dict:
-    """回答の性質の割合です。近さは、chosen との chrF の平均と、それが 70 以上の割合（near_chosen）です。"""
-    near = pd.DataFrame({which: list(map(chrf, table[which], table["chosen"])) for which in MODELS})
-    result = {which: {
-        "near_chosen": float((near[which] >= 70).mean()), "chrf": float(near[which].mean()),
-        "ended": float(table[f"{which}_ended"].mean()), "readable": float(table[which].map(is_readable).mean()),
-        "empty": float((table[which] == "").mean()), "repeats": float(table[which].map(repeats).mean()),
-    } for which in MODELS}  # fmt: skip
-    gains = near["dpo"] - near["base"]
-    return result | {"chrf_gain": float(gains.mean()), "chrf_gain_interval": cluster_interval(gains, groups)}
+@cache
+def flaw_grams() -> dict[str, set[str]]:
+    """失礼な回答と中身のない回答にだけ現れる、8 文字の並びです。"""
+    table, parts = read_knowledge(), phrases()
+    good = [answer_of(name, facet, table) for name, facet in product(table, FACET_NAMES)]
+    texts = good, parts["rude"], [text for name in FACET_NAMES for text in parts[name]]
+    good, rude, vague = (char_grams("\n".join(each), [8]) for each in texts)
+    return {"rude": rude - good, "vague": vague - good}
+
+
+def answer_flaw(answer: str, name: str, facet: str) -> str:
+    """回答の欠点（wrong_fact のほかの FLAWS）を、文の並び、書き出し、終わりから見分けます。なければ "" です。"""
+    openings = {each: forms(name, each, read_knowledge())[0].format(c=name) for each in FACET_NAMES}
+    found = {flaw: grams & char_grams(answer, [8]) for flaw, grams in flaw_grams().items()} | {
+        "other_concept": not answer.startswith(tuple(openings.values())),
+        "other_facet": not answer.startswith(openings[facet]), "cut_off": not answer.endswith("。"),
+    }  # fmt: skip
+    return next((flaw for flaw, seen in found.items() if seen), "")
+
+
+def answer_rates(table, which: str) -> dict:
+    """回答の性質です。near_chosen は chrF が 70 以上、flawed は欠点ごとの割合です（知識表にない概念では空）。"""
+    answers, near, flaws = table[which], table[f"{which}_chrf"], table[f"{which}_flaw"].dropna()
+    rates = {"near_chosen": near >= 70, "chrf": near, "ended": table[f"{which}_ended"], "empty": answers == "",
+             "repeats": answers.map(repeats), "readable": answers.map(is_readable)}  # fmt: skip
+    flawed = {flaw: float((flaws == flaw).mean()) for flaw in FLAWS if len(flaws) and flaw != "wrong_fact"}
+    return {name: float(values.mean()) for name, values in rates.items()} | {"flawed": flawed}
 
 
 def cluster_interval(values, groups, draws: int = 2000, seed: int = 0) -> list[float]:
-    """平均の 95 % 信頼区間です。グループ（概念）ごと復元抽出します（全問正解なら、概念の数での Wilson 区間です）。"""
+    """平均の 95 % 信頼区間です。グループ（概念）ごと復元抽出します（全問正解なら、概念の数での Wilson の式です）。"""
     table = pd.Series(np.asarray(values, float)).groupby(np.asarray(groups)).agg(["sum", "size"]).to_numpy()
     if np.asarray(values).dtype == bool and len(set(values)) == 1:
-        return list(wilson_interval(len(table) * sum(values) / len(values), len(table)))
+        return [len(table) / (len(table) + 1.96**2), 1.0] if all(values) else [0.0, 1.96**2 / (len(table) + 1.96**2)]
     picks = np.random.default_rng(seed).integers(len(table), size=(draws, len(table)))
-    totals = table[picks].sum(axis=1)  # (draws, 2)
-    return np.quantile(totals[:, 0] / totals[:, 1], [0.025, 0.975]).tolist()
+    return np.quantile(np.divide(*table[picks].sum(axis=1).T), [0.025, 0.975]).tolist()
 
 
 def evaluate_run(run: Run) -> dict:
@@ -1404,9 +1388,11 @@ def evaluate_run(run: Run) -> dict:
     if run.metrics:  # 保存した結果を読んだもの
         return run.metrics
     started, groups = time.perf_counter(), pair_groups(run.eval_pairs)
-    held_out, seen = score_pairs(run), score_pairs(run, run.train_pairs, run.reference)
+    held_out, seen = score_pairs(run, run.eval_pairs), score_pairs(run, run.train_pairs)
     run.scores = pd.concat([held_out.assign(split="eval"), seen.assign(split="train")], ignore_index=True)
     run.answers = answer_table(run)
+    greedy, sampled = (run.answers[(run.answers["sample"] > 0) == drawn] for drawn in (False, True))
+    gains = greedy["dpo_chrf"] - greedy["base_chrf"]
     lengths = [len(tokenize_pair(row, run.tokenizer)["chosen_ids"]) for row in run.eval_pairs]
     by_flaw = held_out.groupby("flaw")["correct"].agg(["mean", "size"]) if "flaw" in held_out else held_out[:0]
     columns = {
@@ -1422,7 +1408,11 @@ def evaluate_run(run: Run) -> dict:
         "eval_loss_interval": cluster_interval(columns["eval_loss"], groups),
         "accuracy_interval": cluster_interval(held_out["correct"], groups),
         "accuracy_by_flaw": {name: [float(mean), int(size)] for name, mean, size in by_flaw.itertuples()},
-        "train_pairs": len(seen), "eval_pairs": len(held_out), "answers": answer_metrics(run.answers, groups),
+        "train_pairs": len(seen), "eval_pairs": len(held_out), "answers": {
+            **{which: answer_rates(greedy, which) for which in MODELS}, "chrf_gain": float(gains.mean()),
+            "sampled": {which: answer_rates(sampled, which) for which in MODELS},
+            "chrf_gain_interval": cluster_interval(gains, greedy["group"]),
+        },
     }  # fmt: skip
     run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
     run.metrics |= run.timing | {"evaluate_seconds": time.perf_counter() - started}
@@ -1430,24 +1420,15 @@ def evaluate_run(run: Run) -> dict:
     return run.metrics
 
 
-def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """割合の 95 % 信頼区間です（Wilson, 1927）。数が少なく 0 % や 100 % でも、幅が 0 になりません。"""
-    p, denominator = successes / n, 1 + z * z / n
-    center = (p + z * z / (2 * n)) / denominator
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / denominator
-    return max(0.0, center - half), min(1.0, center + half)
-
-
 def judge(metrics: dict) -> tuple[str, str]:
     """(判定, 理由) を返します。差の向きだけでなく、大きさを見ます。
 
     学習した: 検証の選好の損失が ln 2 より 0.05 以上小さく、その区間も正解率の区間も、でたらめの値を含まない。
     ほとんど変化していない: 検証のマージンの大きさが、平均で 0.1 に満たない。
-    過学習の疑い: どちらでもなく、学習用のペアでは 75 % 以上正解する。
-    効果を確認できない: どれでもない。
+    過学習の疑い: どちらでもなく、学習用のペアでは 75 % 以上正解する。効果を確認できない: どれでもない。
     """
     (low, high), (_, loss_high) = metrics["accuracy_interval"], metrics["eval_loss_interval"]
-    if not math.isfinite(metrics["final_loss"] + metrics["margin_after"]):
+    if not math.isfinite(metrics["eval_loss"] + metrics["margin_after"]):
         return "効果を確認できない", say("nan")
     if metrics["eval_loss"] <= math.log(2) - 0.05 and loss_high < math.log(2) and low > 0.5:
         return "学習した", say("learned", **metrics)
@@ -1462,8 +1443,8 @@ def judge(metrics: dict) -> tuple[str, str]:
 
 COLUMN_NAMES = {
     "prompt": "質問", "chosen": "よい回答（chosen）", "rejected": "よくない回答（rejected）", "flaw": "欠点",
-    "gap_before": "差（DPO の前）", "gap_after": "差（DPO のあと）", "margin": "マージン",
-    "base": "元のモデル", "sft": "SFT のあと", "dpo": "DPO のあと",
+    "margin": "マージン", "setting": "設定", "eval_loss": "検証の選好の損失", "accuracy_after": "検証の正解率",
+    "base": "元のモデル", "sft": "SFT のあと", "dpo": "DPO のあと", "flawed": "欠点のある割合",
     "ended": "EOS まで生成した割合", "readable": "読める日本語", "empty": "空", "repeats": "繰り返し",
     "chrf": "chosen との chrF", "near_chosen": "chrF 70 以上",
 }  # fmt: skip
@@ -1477,7 +1458,7 @@ def show_table(table):
     if "flaw" in table:
         table["flaw"] = table["flaw"].replace(FLAWS)
     cells = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
-    styled = table.rename(columns=COLUMN_NAMES).style.format(escape="html", precision=3, thousands=",")
+    styled = table.rename(columns=COLUMN_NAMES).style.format(escape="html", precision=3, thousands=",", na_rep="—")
     return styled.set_properties(**cells).hide()
 
 
@@ -1497,16 +1478,16 @@ def plot_history(run: Run):
 
 
 def history_figure(history: list, batch_size: int, last_step: int):
-    """学習の経過の図です。薄い線は 1 ステップごと、濃い線は直近 50 ペアの平均です。SFT では損失だけを描きます。"""
+    """学習の経過の図です。薄い線は 1 ステップごと、濃い線は直近 50 ペアの平均です。DPO のほかは損失だけです。"""
     table, window = pd.DataFrame(history).set_index("step"), math.ceil(50 / batch_size)
-    panels = PANELS if "rewards/margins" in table else {"SFT loss per token": (["loss"], "start")}
+    panels = PANELS if "rewards/margins" in table else {"Loss per token": (["loss"], "start")}
     figure = figures.Figure(figsize=(10, 6) if len(panels) > 1 else (6, 3))
     figure.subplots_adjust(0.08, 0.13 if len(panels) > 1 else 0.2, 0.98, 0.9, 0.14, 0.26)  # 自動の配置は遅い
     figure.supxlabel("optimizer step (thick line: mean of the last 50 pairs)", fontsize=10)
     axes = figure.subplots(math.ceil(len(panels) / 2), min(2, len(panels)), sharex=True, squeeze=False).flat
     for axis, (title, (names, meaning)) in zip(axes, panels.items(), strict=True):
         start = 0.5 if meaning == "chance" else table[names[0]].iloc[0]
-        axis.axhline(start, color="0.4", linestyle=":", label=f"{start:.3g}: {meaning}")
+        axis.axhline(start, color="0.4", linestyle=":", label=f"{start:.3f}: {meaning}")
         for name, color, line in zip(names, ("C0", "C1"), ("-", "--"), strict=False):
             axis.plot(table[name], color=color, alpha=0.2, linewidth=0.8)
             axis.plot(table[name].rolling(window, min_periods=1).mean(), line, color=color, linewidth=2, label=name)
@@ -1518,51 +1499,46 @@ def history_figure(history: list, batch_size: int, last_step: int):
 
 def plot_margins(run: Run):
     """検証用のペアの、マージンの分布と、欠点ごとの正解率（95 % 信頼区間つき）の図を返します。"""
-    held_out, by_flaw = run.scores[run.scores["split"] == "eval"], run.metrics["accuracy_by_flaw"]
-    by_flaw = by_flaw or {"all": [held_out["correct"].mean(), len(held_out)]}
+    held_out = run.scores[run.scores["split"] == "eval"]
     figure = figures.Figure(figsize=(11, 4), layout="constrained")
     margins, flaws = figure.subplots(1, 2)
-    limit = held_out["margin"].abs().max() or 1.0
-    sides = [held_out["margin"][held_out["margin"] > 0], held_out["margin"][held_out["margin"] <= 0]]
-    labels = [f"{side} preferred: {len(values)}" for side, values in zip(("chosen", "rejected"), sides, strict=True)]
-    margins.hist(sides, bins=[limit * i / 20 for i in range(-20, 21)], stacked=True, label=labels)  # 0 を境目に含める
-    margins.axvline(0, color="0.2", linestyle=":")
+    margins.hist(held_out["margin"].dropna(), bins=40)  # NaN で終わった学習では、空の図
+    margins.axvline(0, color="0.2", linestyle=":", label=f"{held_out['correct'].mean():.1%} above 0: chosen preferred")
     margins.set(xlabel="rewards/margins", ylabel="pairs", title="Margins on held-out pairs")
-    margins.legend(fontsize=9)
     flaws.axvline(0.5, color="0.4", linestyle=":", label="chance = 0.5")
-    for name, (mean, size) in sorted(by_flaw.items(), key=lambda item: item[1][0]):
-        low, high = wilson_interval(mean * size, size)
-        flaws.plot([low, high], [f"{name} (n={size})"] * 2, color="C0", linewidth=4, alpha=0.4)
-        flaws.plot(mean, f"{name} (n={size})", "o", color="C0")
+    parts = held_out.assign(all="all").groupby("flaw" if "flaw" in held_out else "all")
+    for name, rows in sorted(parts, key=lambda part: part[1]["correct"].mean()):
+        label, ends = f"{name} (n={len(rows)})", cluster_interval(rows["correct"], rows["group"])
+        flaws.plot(ends, [label] * 2, color="C0", linewidth=4, alpha=0.4)
+        flaws.plot(rows["correct"].mean(), label, "o", color="C0")
     flaws.set(xlim=(0, 1.02), xlabel="accuracy, 95% interval", title="Held-out accuracy by flaw")
-    flaws.legend(loc="lower left", fontsize=9)
+    for axis in (margins, flaws):
+        axis.legend(fontsize=9)
     return figure
 
 
 def plot_sweep(results):
     """`sweep` の表の図を返します。左から、学習の経過、検証の正解率、検証の回答の chosen との chrF です。
 
-    点はシードの平均、横棒は最小から最大（一つなら、正解率の 95 % 信頼区間）、縦の短い線は学習用の正解率です。
+    点はシードの平均、横棒は最小から最大、縦の短い線は学習用の正解率です。差の区間は `compare_runs` が求めます。
     """
     figure, groups = figures.Figure(figsize=(14, 4.6), layout="constrained"), setting_groups(results)
     curve, accuracy, closeness = figure.subplots(1, 3, width_ratios=(5, 4, 3))
-    key = "rewards/accuracies" if "loss_type" in results and results["loss_type"].nunique() > 1 else "loss/preference"
+    key = "rewards/accuracies" if {"loss_type", "preference_weight"} & set(results) else "loss/preference"
     for i, rows in enumerate(groups.values()):
         history = pd.DataFrame(read_lines(Path(rows["folder"].iloc[0]) / "history.jsonl"))
         style = {"color": f"C{i}", "linestyle": ("-", "--", "-.", ":")[i % 4], "marker": "osD^vP"[i % 6]}
         mean = history[key].rolling(max(1, len(history) // 8), min_periods=1).mean()
         curve.plot(100 * history["step"] / history["step"].max(), mean, **style, markevery=(0.1 * (i % 5), 0.25))
         for axis, name in ((accuracy, "accuracy_after"), (closeness, "chrf")):
-            alone = len(rows) == 1 and axis is accuracy
-            ends = rows[["accuracy_low", "accuracy_high"]].iloc[0] if alone else rows[name]
-            axis.plot([ends.min(), ends.max()], [i, i], color=style["color"], linewidth=4, alpha=0.4)
+            axis.plot([rows[name].min(), rows[name].max()], [i, i], color=style["color"], linewidth=4, alpha=0.4)
             axis.plot(rows[name].mean(), i, style["marker"], color=style["color"])
             axis.annotate(f"{rows[name].mean():.3g}", (rows[name].mean(), i), (0, 8), textcoords="offset points")
         accuracy.plot(rows["accuracy_train"].mean(), i, "|", color="0.2", markersize=14)
     labels = [label.replace(", ", "\n") or "baseline" for label in groups]
     curve.set(xlabel="training progress (%)", ylabel=key, title="Training (moving average, first seed)")
-    accuracy.set(xlim=(0, 1.05), ylim=(len(labels) - 0.5, -0.7), title="Held-out accuracy (|: training pairs)")
-    accuracy.set_yticks(range(len(labels)), labels)
+    accuracy.set(xlim=(0, 1.05), ylim=(len(labels) - 0.5, -0.7), title="Held-out accuracy (|: training pairs)",
+                 yticks=range(len(labels)), yticklabels=labels)  # fmt: skip
     closeness.set(xlim=(0, 105), ylim=(len(labels) - 0.5, -0.7), yticks=[], title="Answers: chrF to chosen")
     return figure
 
@@ -1633,10 +1609,9 @@ def disk_errors(folder: Path):
     """ディスクがいっぱい、書けない、途中でフォルダが消えた、などの誤りを、HelperError に直します。"""
     try:
         yield
-    except (HelperError, ConnectionError, TimeoutError):
-        raise
     except Exception as error:  # torch.save と safetensors（Rust）の書き込みの失敗は、OSError にならない
-        if isinstance(error, OSError) or re.search("inline_container|os error", str(error)):
+        written = isinstance(error, OSError) or re.search("inline_container|os error", str(error))
+        if written and not isinstance(error, (HelperError, ConnectionError, TimeoutError)):
             raise HelperError("disk", folder=folder, reason=reason_of(error)) from error
         raise
 
@@ -1668,7 +1643,7 @@ def save_run(run: Run) -> Path:
 
     metrics.json を最後に書き、チェックポイントを消します。保存が終わっているフォルダは、書き直しません。
     """
-    folder = run.folder
+    folder = run.config.folder
     if (folder / "metrics.json").is_file():
         return folder
     with disk_errors(folder):
@@ -1705,14 +1680,11 @@ def load_run(folder) -> Run:
         parts = [scores.loc[scores["split"] == side, columns].reset_index(drop=True) for side in ("train", "eval")]
         train_pairs, eval_pairs = map(datasets.Dataset.from_pandas, parts)
         answers[[*MODELS, "prompt"]], history[0]["loss/preference"], metrics["train_seconds"]  # なければ KeyError
-    return Run(config, model, tokenizer, train_pairs, eval_pairs, history, metrics, None, metrics, scores, answers)
+    return Run(config, model, tokenizer, train_pairs, eval_pairs, history, metrics, metrics, scores, answers)
 
 
 def load_adapter(model, folder: Path, name: str = "default"):
-    """folder のアダプタを付けたモデルを返します。読むのは safetensors だけで、pickle のファイルは読みません。
-
-    default があれば、その重みを置き換えます（学習の続きができます）。
-    """
+    """folder のアダプタ（safetensors だけ）を付けたモデルを返します。default があれば、その重みを置き換えます。"""
     if not (folder / "adapter_model.safetensors").is_file():  # ないと、PEFT は pickle の adapter_model.bin を探す
         raise HelperError("no_adapter", folder=folder)
     with explained("no_adapter", folder=folder):
@@ -1739,11 +1711,9 @@ def model_card(run: Run, base: str, adapter: str) -> str:
 
 
 # ======== Google Drive と Hub（Colab の外では、Drive は使いません）
-# Drive のファイルは、遅れて現れたり、0 バイトのまま残ったりします。そこで、仮の名前でコピーし、大きさを比べ、名前を
-# 変え、最後に DONE（全ファイルの大きさ）を書きます。
+# Drive のファイルは、遅れて現れたり 0 バイトで残ったりするので、仮の名前で写し、大きさを比べ、最後に DONE を書きます。
 
-DRIVE = Path("/content/drive")
-DRIVE_FOLDER = "dpo_runs"
+DRIVE, DRIVE_FOLDER = Path("/content/drive"), "dpo_runs"
 
 
 def connect_drive() -> tuple[Path | None, str]:
@@ -1861,7 +1831,7 @@ def push_run(run: Run, repository: str, private: bool = True) -> str:
         api.create_repo(repository, private=private, exist_ok=True)
         if private and not api.repo_info(repository).private:
             raise HelperError("public_hub", name=repository)
-        api.upload_folder(repo_id=repository, folder_path=run.folder / "adapter")
+        api.upload_folder(repo_id=repository, folder_path=run.config.folder / "adapter")
         card = model_card(run, run.config.base_model, repository).encode()
         api.upload_file(repo_id=repository, path_or_fileobj=card, path_in_repo="README.md")
     return f"https://huggingface.co/{repository}"
@@ -1869,7 +1839,8 @@ def push_run(run: Run, repository: str, private: bool = True) -> str:
 
 # ======== 比較（sweep）: 設定を変えた実行を並べます。元のモデルと SFT のあとのアダプタは使い回します。
 
-NOT_BEFORE_DPO = ("beta", "loss_type", "label_smoothing", "sft_weight", "num_train_epochs", "report_to", "output_dir")
+NOT_BEFORE_DPO = ("beta", "loss_type", "label_smoothing", "preference_weight", "sft_weight", "num_train_epochs",
+                  "report_to", "output_dir")  # fmt: skip
 
 
 def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results", report=print, drive=None):
@@ -1923,17 +1894,44 @@ def sweep_row(config: Config, folder: Path, drive, report) -> dict:
         metrics = json.loads((config.folder / "metrics.json").read_text("utf-8"))
     except Exception as error:  # 何が起きても、残りの実行を続ける
         return {"error": str(error) if isinstance(error, HelperError) else reason_of(error), "folder": None}
-    low, high = metrics["accuracy_interval"]
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    return {"error": None, "folder": config.output_dir, "verdict": metrics["verdict"], "accuracy_low": low,
-            "accuracy_high": high, **numbers, **metrics["answers"]["dpo"]}  # fmt: skip
+    flaws = pd.Series(metrics["answers"]["sampled"]["dpo"]["flawed"], dtype=float)  # 知識表にない概念では、空
+    answers = metrics["answers"]["dpo"] | {"flawed": flaws.sum(min_count=1)}
+    return {"error": None, "folder": config.output_dir, "verdict": metrics["verdict"], **numbers, **answers}
+
+
+def held_out_values(folder) -> dict:
+    """終わった実行のフォルダの、検証の成績です: {指標: (値, グループ)}。flawed は、温度 1 の回答の欠点の有無です。"""
+    pairs, answers = (pd.DataFrame(read_lines(Path(folder) / f"{name}.jsonl")) for name in ("pairs", "answers"))
+    pairs, greedy, drawn = pairs.query("split == 'eval'"), answers.query("sample == 0"), answers.query("sample > 0")
+    flawed = drawn["dpo_flaw"].ne("").where(drawn["dpo_flaw"].notna())  # 知識表にない概念では NaN
+    values = {"eval_loss": (pairs, np.logaddexp(0, -pairs["margin"])), "accuracy_after": (pairs, pairs["correct"]),
+              "chrf": (greedy, greedy["dpo_chrf"]), "flawed": (drawn, flawed)}  # fmt: skip
+    return {name: (np.asarray(each, float), list(table["group"])) for name, (table, each) in values.items()}
+
+
+def compare_runs(folders, baseline) -> dict[str, list[float]]:
+    """検証のデータが同じ二組の実行（フォルダのリスト）の差です: {指標: [folders − baseline, 区間の下端, 上端]}。
+
+    シードで平均したペアごとの差を、概念ごと復元抽出した 95 % 信頼区間です。検証のデータが違えば、空の辞書です。
+    値のない指標（知識表にない概念での flawed）は省きます。
+    """
+    left, right = ([held_out_values(folder) for folder in side] for side in (folders, baseline))
+    result = {}
+    for name, (_, groups) in left[0].items():
+        if right[0][name][1] != groups:
+            return {}
+        gains = np.mean([each[name][0] for each in left], 0) - np.mean([each[name][0] for each in right], 0)
+        if np.isfinite(gains).all():
+            result[name] = [float(gains.mean()), *cluster_interval(gains, groups)]
+    return result
 
 
 def run_sharing(config: Config, pairs) -> None:
     """1 回を最後まで実行して保存します。base と sft のフォルダは、同じになる終わった実行があれば写します。"""
     claim_folder(config.resolved(), pairs)
     right = asdict(replace(config.resolved(), dataset=data_digest(pairs)))  # データは、名前ではなく中身で比べる
-    matters = {"base": {"base_model", "data_seed", "eval_fraction"}, "sft": {*right} - {*NOT_BEFORE_DPO}}
+    matters = {"base": {"base_model", "data_seed"}, "sft": {*right} - {*NOT_BEFORE_DPO}}
     for path in sorted(config.folder.parent.glob("*/metrics.json")):
         saved = path.with_name("config.json")
         left = asdict(replace(load_config(saved).resolved(), dataset=json.loads(saved.read_text("utf-8"))["data"]))
@@ -1988,12 +1986,12 @@ def run_command(config: Config) -> None:
     training_pairs(pairs, config)  # 分けられないデータなら、モデルを作る前に断る
     fresh = processes().num_processes == 1 and not is_finished(config.resolved(), pairs)
     base = load_model(config, TerminalLine()) if fresh else None
-    run = train(config, pairs, base, [progress_bar(config)], report=print if leads else str)
+    run = train(config, pairs, base, [progress_callback(config, TerminalLine())], report=print if leads else str)
     if leads:
         evaluate_run(run)
         save_run(run)
         print(f"\n{summary_table(run.metrics)}\n\n判定: {run.metrics['verdict']} — {run.metrics['verdict_reason']}")
-        print(f"結果のフォルダ: {run.folder}（アダプタは adapter/、図は history.png と margins.png）")
+        print(f"結果のフォルダ: {run.config.folder}（アダプタは adapter/、図は history.png と margins.png）")
 
 
 # ======== 文: 利用者への文、質問のしかたと、欠点のある回答の部品です。
@@ -2126,11 +2124,16 @@ tokenizer = AutoTokenizer.from_pretrained({adapter})
 
 # 観点: 名前|回答の書き出し|質問のしかた|…。{c} に概念の名前が入ります。
 FACETS = """
-what|{c}とは、|{c}とは何ですか？|{c}の意味を教えてください。|「{c}」とは、何を指す言葉ですか？|{c}を一言で説明してください。|初めて聞きました。{c}って何？|まず{c}の定義が知りたいです。
-why|{c}が重要なのは、|{c}はなぜ重要なのですか？|{c}を学ぶ意義を教えてください。|どうして{c}が重要なのでしょう。|{c}が重視される理由は何ですか？|{c}がわかると何がうれしいの？|なぜみんな{c}に注目するの？
-how|{c}は、|{c}はどのような仕組みですか？|{c}の仕組みを教えてください。|{c}は、どういう仕組みなの？|{c}がどう働くのか知りたいです。|{c}の中身はどうなっているの？|{c}の仕組みを、やさしく説明して。
-example|{c}の例として、|{c}の具体例を挙げてください。|{c}には、どんな例がありますか？|{c}の例を一つ知りたいです。|{c}を例で示してもらえますか？|たとえば何が{c}に当たりますか？|{c}のわかりやすい例はありますか？
-caution|{c}では、|{c}で気をつけることは何ですか？|{c}の注意点を教えてください。|{c}で失敗しやすいのはどこですか？|{c}にはどんな落とし穴がありますか？|{c}で困りやすいのはどんなこと？|{c}で見落としやすい点は？
+what|{c}とは、|{c}とは何ですか？|{c}の意味を教えてください。|「{c}」とは、何を指す言葉ですか？|{c}を一言で説明してください。|今さらですが、{c}って何？|まず{c}の定義が知りたいです。|{c}って、どういう意味なの？|{c}とは、どういうものですか？
+why|{c}が重要なのは、|{c}はなぜ重要なのですか？|{c}を学ぶ意義を教えてください。|どうして{c}が重要なのでしょう。|{c}が重視される理由は何ですか？|なぜみんな{c}に注目するの？|{c}を知っておくべき理由は？|{c}が大事だと言われるのはなぜ？|{c}を学ぶのは、何のためですか？
+how:mechanism|{c}は、|{c}はどのような仕組みですか？|{c}の仕組みを教えてください。|{c}は、どういう仕組みなの？|{c}の仕組みを、やさしく説明して。|{c}の仕組みが知りたいです。|{c}って、どんな仕組みなの？|{c}の基本の仕組みは何ですか？|{c}の仕組みを、手短に言うと？
+how:process|{c}は、|{c}はどのように行いますか？|{c}の手順を教えてください。|{c}は、どうやって行うの？|{c}のやり方を、やさしく説明して。|{c}のやり方が知りたいです。|{c}って、どうやるの？|{c}では、何をどうするのですか？|{c}のやり方を、手短に言うと？
+how:measure|{c}は、|{c}はどのように求めますか？|{c}の求め方を教えてください。|{c}は、どうやって求めるの？|{c}の求め方を、やさしく説明して。|{c}の求め方が知りたいです。|{c}って、どうやって出すの？|{c}は、何をもとに求めますか？|{c}の求め方を、手短に言うと？
+how:make|{c}は、|{c}はどのように作りますか？|{c}の作り方を教えてください。|{c}は、どうやって作るの？|{c}の作り方を、やさしく説明して。|{c}の作り方が知りたいです。|{c}って、どう作るの？|{c}は、どんな手順で作りますか？|{c}の作り方を、手短に言うと？
+how:use|{c}は、|{c}はどのように使われますか？|{c}の使われ方を教えてください。|{c}は、どうやって使うの？|{c}の使われ方を、やさしく説明して。|{c}がどう使われるのか知りたいです。|{c}って、どう使うの？|{c}は、実際にはどう使いますか？|{c}の使われ方を、手短に言うと？
+how:cause|{c}は、|{c}はどのように生じますか？|{c}がどう生じるか教えてください。|{c}は、どうやって生まれるの？|{c}の生じ方を、やさしく説明して。|{c}がどう生じるのか知りたいです。|{c}って、どのように生じるの？|{c}は、何がどうなると生じますか？|{c}の生じ方を、手短に言うと？
+example|{c}の例として、|{c}の具体例を挙げてください。|{c}には、どんな例がありますか？|{c}の例を一つ知りたいです。|{c}を例で示してもらえますか？|{c}は、たとえばどんなもの？|{c}のわかりやすい例はありますか？|{c}の例を、何か挙げてみて。|{c}の一例を教えてください。
+caution|{c}では、|{c}で気をつけることは何ですか？|{c}の注意点を教えてください。|{c}について、何に注意すべきですか？|{c}で失敗しないためには？|{c}で見落としやすい点は？|{c}には、どんな注意が要りますか？|{c}で心がけることはありますか？|{c}の落とし穴を避けるには？
 """  # noqa: E501
 
 # 欠点: 名前 → 表に出すときの呼び名。どの rejected にも、欠点が一つだけあります。
@@ -2142,157 +2145,149 @@ FLAWS = {
 
 # 中身のない回答: 観点|書き出しに続く述部|…。最後の行は、失礼な回答。
 PHRASES = """
-what|いろいろな場面でよく耳にする、なんとなく大事そうに思えるもののことです|説明しようとすると人によって話が変わってくる、ある種の考え方のようなものです|知っている人ならよく知っている、わりと広い意味を持った言葉の一つのことです|それらしい呼び名が付いた、それなりに役割のあるもののことだと思われます
-why|とにかく欠かせないものだと、いろいろなところで多くの人が言っているからです|見方によっては、大切だと思われる面がいくつもあるように感じられるからです|知らないよりは知っていたほうが、何となくよさそうだと多くの人が思うからです|あとになって、何かの形で少しは役に立つことがあるかもしれないからです
-how|いくつかの要素がうまい具合に組み合わさって、それなりにいい感じになります|内部でさまざまなことが行われて、その結果として、いつの間にかそうなります|あれこれと順番に進めていくと、だいたいのところは何とかうまくいくものです|少しややこしい手順をいくつか踏んで、最終的には何らかの形に落ち着きます
-example|身の回りにあるさまざまなものや、それに似たものなどがたくさん挙げられます|有名なものからあまりそうでないものまで、数えればきりがないほどあります|どこかの会社や学校などで、一度は見かけたことのあるようなものがあります|人によって思い浮かべるものが少しずつ違う、あれやこれやが挙げられます
-caution|いろいろなことが起こりうるので、ふだんからできるだけ気をつけるようにします|うまくいく場合もいかない場合もあるため、そのつど様子を見ながら考えます|よくないことが起こらないように、いつもほどほどに注意しておくと安心です|大事なところをうっかり間違えないように、最後までしっかりやることが大切です
-rude|そんな初歩的なことを聞くのですか。{c}くらい、人に聞く前に自分で調べてから来てください。|{c}も知らないのに、よく質問できますね。説明するだけ時間の無駄なので、お断りします。|はあ、また{c}の話ですか。何度も何度も同じことを言わせないでもらえますか。|あなたに{c}の話をしても、どうせわからないと思いますよ。早くあきらめてください。|教科書を読めばわかることです。{c}の説明など、こちらはわざわざしたくありません。|忙しいので、{c}の話に付き合ってはいられません。検索すればすぐに出てくるでしょう。|{c}を知らない人がまだいたとは驚きました。一から勉強をやり直してはどうですか。|{c}のことなら、もっとひまな人をつかまえて聞いてください。こちらは答えません。|いちいち{c}のことまで教えなければいけないのですか。少しは自分の頭で考えてください。|その程度の質問に答える気はありません。{c}のことくらい、自分で何とかしてください。|{c}について話すのは面倒なので、この質問はもう終わりにしてもらえませんか。|正直に言って、{c}がわからないようでは、この先もずっと苦労するだけだと思いますよ。|{c}ですか。それくらいは自分で調べてもらえませんか。こちらも忙しいんです。|さあ。{c}にはまったく興味がないので、ほかの人にでも聞いてみたらどうですか。|{c}の説明は面倒なので、しません。どうしても知りたければ、本を買うことですね。|どうでもいい質問ですね。{c}のことなど、さっさと忘れてしまったほうがいいですよ。
+what|いろいろな場面でよく耳にする、なんとなく大事そうに思えるもののことです|説明しようとすると人によって話が変わってくる、ある種の考え方のようなものです|知っている人ならよく知っている、わりと広い意味を持った言葉の一つのことです|それらしい呼び名が付いた、それなりに役割のあるもののことだと思われます|名前のとおりと言えばそのとおりで、とくに付け足すこともないような事柄です|詳しく話せば長くなるけれども、短く言えばただそれだけのことになるものです|場面に応じて受け取り方が違ってくる、どこかとらえどころのない存在です|専門の分野ではごく当たり前に扱われている、あの有名な用語のことです|ひと口には言い表せない奥深さを備えた、実に興味深いテーマとなります|皆さんのご想像にお任せしたい、はっきりとは定まらない代物を指します|そのうち自然に感覚がつかめてくる、慣れれば難しくない項目を表します|昔から続く流れの中で生まれ、今もあちこちに残っている概念を示します
+why|とにかく欠かせないものだと、いろいろなところで多くの人が言っているからです|見方によっては、大切だと思われる面がいくつもあるように感じられるからです|知らないよりは知っていたほうが、何となくよさそうだと多くの人が思うからです|あとになって、何かの形で少しは役に立つことがあるかもしれないからです|どの本を開いてもそう書いてあり、先生たちも口をそろえてそう話すからです|なければないで困りそうな気がするし、あればあったで助かりそうだからです|時代の流れとして、避けては通れないような雰囲気になってきているからです|ほかのものとはどこか違う、特別な何かを持っているように見えるからです|軽く扱ってよい根拠が見当たらず、注目せずにはいられない対象だからです|ここぞという時にめぐり合えば、そのありがたみがおのずと身にしみるからです|基本と応用のどちらから眺めても、無視できない位置を占めているからです|今後ますます必要とされる見込みで、世間の期待も一段と高まるはずだからです
+how|いくつかの要素がうまい具合に組み合わさって、それなりにいい感じになります|内部でさまざまなことが行われて、その結果として、いつの間にかそうなります|あれこれと順番に進めていくと、だいたいのところは何とかうまくいくものです|少しややこしい手順をいくつか踏んで、最終的には何らかの形に落ち着きます|必要なものを集めて適切に扱い、ちょうどよいところで終わるようになっています|表からは見えないところで、担当の部分がそれぞれの役目をきちんと果たします|入ってきたものをしかるべく処理し、ふさわしい形にしてから外へ出します|昔ながらの方法に新しい工夫を少しずつ加えながら、今のやり方に至ります|決められた約束ごとに沿って物事が運び、しだいに望ましい状態へ近づきます|まず準備を整え、続いて本番に取りかかり、仕上げを済ませると完了です|周囲の状況をにらみながら臨機応変に動き、やがて目標の達成へ向かいます|細部は専門家に任せるとして、大筋では理屈にかなった動作を続けます
+example|身の回りにあるさまざまなものや、それに似たものなどがたくさん挙げられます|有名なものからあまりそうでないものまで、数えればきりがないほどあります|どこかの会社や学校などで、一度は見かけたことのあるようなものがあります|人によって思い浮かべるものが少しずつ違う、あれやこれやが挙げられます|わざわざ取り上げるまでもない、ごくありふれたものがいくつか思い当たります|教科書の最初のほうに出てくる、あの定番のものがよく引き合いに出されます|大きなものから小さなものまで、その気になればいくらでも見つかります|すぐには思い出せませんが、たしか似たような話がどこかにありました|国内外で評判を呼んだ事例をはじめ、多種多様なケースが報告されています|話をするのにうってつけの題材があって、それを目にすれば納得がいきます|分野を問わず、どの現場へ足を運んでも、そこならではの実例に事欠きません|先ほど話題にのぼった内容が、まさしくこの件にぴったり当てはまります
+caution|いろいろなことが起こりうるので、ふだんからできるだけ気をつけるようにします|うまくいく場合もいかない場合もあるため、そのつど様子を見ながら考えます|よくないことが起こらないように、いつもほどほどに注意しておくと安心です|大事なところをうっかり間違えないように、最後までしっかりやることが大切です|どんなときも油断をせず、細かいところにまで気を配るように心がけましょう|無理をしない範囲で進め、困ったときは落ち着いて対応するようにしてください|良い面もあれば悪い面もあるので、両方をよく見てほどよく付き合いましょう|思わぬ失敗を招くことのないよう、前もってそれなりの心構えをしておきましょう|どの作業も丁寧にこなし、万全の態勢を敷いて取り組む姿勢が求められます|経験を積むにつれて勘どころが身につくので、焦らずに構えて臨みましょう|基本に忠実な態度を崩さず、あくまで正しい使い方を守って活用してください|トラブルの芽は早いうちに摘み取り、常に最善を尽くすよう努めましょう
+rude|そんな初歩的なことを聞くのですか。{c}くらい、人に聞く前に自分で調べてから来てください。|{c}も知らないのに、よく質問できますね。説明するだけ時間の無駄なので、お断りします。|はあ、また{c}の話ですか。何度も何度も同じことを言わせないでもらえますか。|あなたに{c}の話をしても、どうせわからないと思いますよ。早くあきらめてください。|教科書を読めばわかることです。{c}の説明など、こちらはわざわざしたくありません。|忙しいので、{c}の話に付き合ってはいられません。検索すればすぐに出てくるでしょう。|{c}を知らない人がまだいたとは驚きました。一から勉強をやり直してはどうですか。|{c}のことなら、もっとひまな人をつかまえて聞いてください。こちらは答えません。|いちいち{c}のことまで教えなければいけないのですか。少しは自分の頭で考えてください。|その程度の質問に答える気はありません。{c}のことくらい、自分で何とかしてください。|{c}について話すのは面倒なので、この質問はもう終わりにしてもらえませんか。|正直に言って、{c}がわからないようでは、この先もずっと苦労するだけだと思いますよ。|{c}ですか。それくらいは自分で調べてもらえませんか。こちらも忙しいんです。|さあ。{c}にはまったく興味がないので、ほかの人にでも聞いてみたらどうですか。|{c}の説明は面倒なので、しません。どうしても知りたければ、本を買うことですね。|どうでもいい質問ですね。{c}のことなど、さっさと忘れてしまったほうがいいですよ。|今ごろ{c}ですか。そんな話は、とっくの昔にみんな知っていることですよ。|{c}の何がわからないのかが、こちらにはわかりません。もう一度考え直してください。|{c}のことを聞く前に、まずその聞き方を何とかしたらどうですか。答える気がうせます。|ここは{c}の相談窓口ではありません。くだらないことで呼び出さないでください。|{c}くらい常識でしょう。知らないまま平気でいられるのが、むしろ不思議ですね。|甘えるのもほどほどに願います。{c}を手取り足取り教わるつもりでいるとは。|ため息しか出ません。{c}などという言葉を持ち出すには、十年早いというものです。|{c}を理解できる器だとは見えませんね。言葉を交わしただけ損をした気分です。|うるさいですね。{c}の件でいつまでも騒がれると、まわりにも迷惑なんですよ。|{c}が目当てなら、よその店へ行きなさい。ここに居座られては商売の邪魔になります。|笑わせてくれますね。{c}も身についていない相手に、返す言葉などありません。|勝手にしたらいいでしょう。{c}がどうなろうと、私の知ったことではないので。|やれやれ、{c}からですか。子どもでも分かる内容を語らされるとは、心外です。|{c}に首を突っ込むなんて、身の程知らずもいいところです。顔を洗って出直しなさい。|黙っていてもらいたいものです。{c}の一点張りには、ほとほとうんざりしました。|寝ぼけているのですか。{c}の話題など、目を覚ましてから持ってきてほしいものです。
 """  # noqa: E501
 
-# 一方が他方の一種か一部なので、説明を取り替えても誤りと言い切れない概念です。組の相手にしません。
-CLOSE = (
-    {"k平均法", "クラスタリング"}, {"主成分分析", "次元削減"}, {"A/Bテスト", "p値", "仮説検定"},
-    {"オブジェクト指向", "カプセル化", "クラス", "継承"}, {"ハッシュ関数", "関数"}, {"バージョン管理", "ブランチ"},
-    {"大規模言語モデル", "拡散モデル", "敵対的生成ネットワーク", "生成AI"},
-    {"ニューラルネットワーク", "深層学習", "畳み込みニューラルネットワーク"},
-    {"LoRA", "ファインチューニング", "転移学習"},
-)  # fmt: skip
 
 # ======== 知識表: 1 行が一つの概念です。行を足せば、自分の分野のペアを作れます。
-#     名前|意味（…とは、）|理由（…が重要なのは、）|仕組み（…は、）|例（…の例として、）|注意（…では、）
-# 各欄は括弧の書き出しに続く述部で、句点は付けません。意味と仕組みは、ほかの概念に付け替えたら誤りになるように書きます。
+#     名前|意味|理由|仕組み|例|注意|意味の誤解|仕組みの誤解|仕組みの聞き方（FACETS の how: の後）
+# 文は、FACETS の書き出しに続く述部です（句点なし）。意味と仕組みは、ほかの概念に付け替えたら誤りになるように書きます。
 
 KNOWLEDGE = """
 [AI]
-AI|推論や判断など、人の知的な働きをコンピューターで実現する技術の総称です|人手では追いつかない量の判断を、すばやく肩代わりできるからです|先の手の探索、人が書いた規則、データからの学習などを使い分けます|将棋の次の一手を考えるソフトや、迷惑メールの判定があります|もっともらしい答えにも誤りがあり得るため、大事な判断は人が確かめます
-機械学習|線形回帰やクラスタリングなど、データから規則性を学ぶ手法の総称です|人が規則を書ききれない複雑な問題にも、データを使って取り組めるからです|決定木やk平均法などから手法を選び、データに合うモデルを作ります|過去の売れ行きをもとに、来週の客の数を予測するシステムがあります|訓練データに偏りがあると、予測にも同じような偏りが出やすくなります
-深層学習|CNNなど、層を何段も重ねたニューラルネットワークで学ぶ手法の総称です|人が特徴を決めなくても、画像や音を高い精度で扱えるからです|写真の分類ならCNN、文章ならGPTなど、層の深いモデルを訓練します|写真に写った物を1000種類に見分ける、AlexNetがよく知られています|多くのデータと計算が要るため、より単純な手法で足りるかを先に確かめます
-ニューラルネットワーク|パーセプトロンなど、脳の神経細胞をヒントに計算の単位をつないだモデルの総称です|画像や言葉を扱う、今の多くのAIの土台になっているからです|各ユニットが、前の層の値に重みを掛けて足し、変換した値を次の層へ渡します|手書き数字の画素から、0から9を見分けるモデルがよく知られています|重みの数値を眺めても、判断の根拠を読み取るのは簡単ではありません
-教師あり学習|正解ラベルの付いたデータから、入力と答えの対応を学ばせる方法です|正解と照らし合わせて、予測の良し悪しを測れるからです|線形回帰などのモデルの予測を正解と比べ、ずれが小さくなるよう調整します|迷惑かどうかの印を付けたメールから学ぶ、自動の振り分けがあります|人が付けた正解ラベルに間違いがあると、その誤りまで学ぶおそれがあります
-教師なし学習|正解ラベルを与えずに、データに潜むまとまりや構造を探らせる方法です|ラベル付けの手間をかけずに、データの隠れた傾向を探れるからです|データどうしの近さや散らばり方をもとに、グループ分けなどを行います|買い物の記録をもとに、似た客をまとめる分析が挙げられます|見つかったグループに意味があるとは限らず、人の解釈が欠かせません
-強化学習|周囲の環境で試行錯誤しながら、報酬の合計が大きくなる行動を学ぶ方法です|一手ごとの正解が分からなくても、結果の良し悪しから学べるからです|行動のたびに返ってくる報酬をもとに、次にどう動くかを改めていきます|自分を相手に対局を重ねた、囲碁のAlphaGo Zeroがよく知られています|報酬の決め方が悪いと、抜け道で点を稼ぐ行動を覚えることがあります
-生成AI|文章や画像などを新しく作り出す、言語モデルや拡散モデルなどのAIの総称です|文章や絵の下書きを任せて、試せる案の数を増やせるからです|文章なら次の語を、画像ならノイズの除き方を推定するなどして作ります|「海辺の猫」と入力すると、その場面の絵を描いてくれるサービスがあります|作った内容が他人の著作物に似ていないか、公開する前に確かめます
-大規模言語モデル|膨大な文章から、次に来る語の予測を学んだ巨大なモデルです|要約や翻訳などを、一つのモデルでこなせるからです|億単位の重みで文脈から次のトークンの確率を求め、選んではつなげます|会話や文章づくりに使う、GPTやLlamaがよく知られています|訓練後のできごとは学んでいないため、新しい話題は資料を渡して補います
-自然言語処理|翻訳や要約など、人がふだん使う言葉をコンピューターで扱う技術の総称です|世の中の多くの情報が、文章や会話の形をしているからです|文を単語に区切り、文法や意味を調べて、要約などに生かします|口コミの文を、好意的なものと不満とに分ける仕組みがあります|同じ言葉でも文によって意味が変わるため、前後のつながりも調べます
-画像認識|写真や映像に写っている物や人を、コンピューターで見分ける技術の総称です|目で見る検査や見守りを、人に代わって続けられるからです|写真の大きさや明るさを整え、CNNなどで特徴を取り出し、写った物を判定します|工場のカメラの映像から、部品の傷を見つける検査があります|明るさや角度が訓練時と違うと、見慣れた物でも間違えることがあります
-音声認識|人が話した声をコンピューターで聞き取り、文字に書き起こす技術です|手がふさがっていても、話すだけで文字の入力や操作ができるからです|音の波を短く区切って特徴を取り出し、対応する音や単語を推定します|会議の録音から、発言の記録を自動で作るサービスがあります|周りの雑音や同音異義語で誤りやすいため、結果の文を見直します
-機械翻訳|ある言語の文を、コンピューターで別の言語の文に置き換える技術です|外国語が得意でなくても、海外の情報をすぐに読めるようになるからです|今の主流では、原文を数値の列に変え、それをもとに訳文の語を順に作ります|英語のウェブページを、ブラウザーで日本語に変える機能が挙げられます|省かれた主語や慣用句を誤りやすいので、大事な文は人が確かめます
-過学習|訓練データに合わせすぎて、新しいデータに弱くなる状態です|見抜ければ、見かけの精度が高いだけの使えないモデルを避けられるからです|訓練を重ねるうちに、共通する傾向だけでなく、細かな雑音まで覚えて起こります|訓練ではほぼ満点なのに、新しいデータでは半分も外す場合が挙げられます|訓練データの精度だけを見ず、検証データの成績も確かめます
-正則化|重みの大きさなどに制約を加え、モデルが複雑になりすぎるのを抑える工夫です|訓練データの細かな雑音に引きずられにくく、未知のデータに強くなるからです|重みの大きさに応じた罰を損失に足すなどして、極端な重みを選びにくくします|リッジ回帰のL2正則化や、ラッソ回帰のL1正則化がよく知られています|強くかけすぎると大事な規則まで学べなくなるため、加減を調整します
-勾配降下法|損失の傾きを調べ、減る向きへ重みを少しずつ動かす方法です|重みがとても多くても、損失を効率よく減らしていけるからです|損失の傾きに学習率を掛け、その分だけ逆向きに重みを動かします|データを少しずつ使って重みを更新する、SGDがよく知られています|底に着いたように見えても、全体で最も低い場所とは限りません
-誤差逆伝播法|誤差を出力側から入力側へ伝え、各重みの勾配を求める方法です|層の多いネットワークでも、勾配を効率よく計算できるからです|微分の連鎖律を使い、各重みの影響を出力側からたどります|PyTorchのbackwardで、各重みの勾配を求める処理が挙げられます|層が深いと勾配が消えやすいため、ReLUなどの工夫を合わせて使います
-損失関数|モデルの予測が正解からどれだけ外れているかを、一つの数で表す式です|何を小さくすれば良いモデルに近づくかを、数値で示してくれるからです|予測と正解を受け取り、外れ方がひどいほど大きな値を返します|平均二乗誤差や、分類に使う交差エントロピーがよく知られています|値が下がっても、実際に求めている成果まで良くなるとは限りません
-活性化関数|ニューロンに集まった合計値を変え、次の層へ渡す値を決める式です|直線では表せない複雑な関係を、ネットワークが学べるようになるからです|重み付きの和を受け取り、折れ線や曲線の式で別の値に変えます|負の値を0にし、正の値をそのまま通すReLUがよく知られています|深い層でシグモイドを使うと勾配が消えやすいため、ReLUなども検討します
-学習率|一回の更新で、重みをどれくらい大きく動かすかを決める値です|この値しだいで、訓練が順調に進むか不安定になるかが変わるからです|勾配に掛け合わされ、大きいほど一歩が大きく、小さいほど慎重な更新になります|0.001から始め、訓練が進むにつれて小さくしていく設定があります|モデルやデータが変わると適した値も変わるため、桁を変えて試し直します
-バッチサイズ|重みを一度更新するために、まとめて使うデータの件数です|訓練の速さと、必要なメモリの量を大きく左右するからです|一回の勾配の平均に使う件数を定め、多いほど平均の揺れが小さくなります|1000枚の画像を、32枚ずつに分けて学ばせる設定が挙げられます|大きくしすぎるとGPUのメモリが足りなくなるため、空きを見て決めます
-エポック|訓練データの全体を、ひと通り使い終えるまでを一回と数える単位です|訓練をどこまで続けたかを数え、止めどきを考える目安になるからです|データを小分けにして順に学び、全件を使い終えたところで回数が一つ増えます|1000枚の画像の全体を10周学ばせる、10エポックの訓練が挙げられます|回数が多すぎると過学習しやすいので、検証データの成績を見て止めます
-転移学習|特徴の流用や微調整など、ある課題で学んだ知識を別の課題に生かす方法です|手元のデータが少なくても、一から学ぶより良い結果を狙えるからです|学習済みの層を固定して使い回し、新しい出力層だけを学ぶなどします|ふつうの写真で学んだモデルを、レントゲン写真に使う場合があります|元の課題とかけ離れたデータに使うと、かえって精度が下がることもあります
-ファインチューニング|微調整とも呼ばれ、学習済みの重みを目的のデータで更新する作業です|幅広い用途のモデルを、特定の仕事に合わせて仕上げられるからです|学習済みの重みを固定せず、小さめの学習率で新しいデータに合わせます|一般の文章で学んだモデルを、法律の文書で鍛え直す場合があります|新しいデータに偏ると、以前できていたことを忘れる場合があります
-LoRA|元の重みを固定したまま、追加した小さな行列だけを訓練する微調整の方法です|大きなモデルでも、少ないメモリで目的に合わせた調整ができるからです|重みの変化分を二つの細長い行列の積で表し、その行列だけを更新します|画像生成モデルに画風を覚えさせる、小さな追加ファイルがよく知られています|行列のランクが小さすぎると表現力が足りず、課題にうまく合わないことがあります
-選好最適化|人が好む回答を出しやすくなるように、言語モデルなどを調整する方法です|読みやすさなど、正解を一つに決めにくい好みを教えられるからです|良い回答と劣る回答の組から学び、好まれる方を出す確率を高めます|報酬モデルを作らず、回答の組から直接学ぶDPOがよく知られています|評価者の好みが偏っていると、モデルの答え方も同じ方向に偏りがちです
-報酬モデル|回答がどれだけ人に好まれそうかを予測し、点数で表すモデルです|人がすべての回答を採点しなくても、学習の手がかりを与えられるからです|人が二つの回答を比べた記録から、好まれた方に高い点を付けるよう学びます|RLHFという訓練で、対話AIの答えに点を付ける採点役が挙げられます|長いだけの回答に高い点を付けるなど、採点の癖を突かれることがあります
-トークン化|文章を、モデルが扱う単語や文字などのかたまりに区切る処理です|言語モデルは文字列をそのまま読まず、区切った単位の番号を受け取るからです|あらかじめ作った語彙の表と照らして文を区切り、それぞれに番号を割り当てます|「東京へ行く」を、「東京」「へ」「行く」に分ける処理があります|同じ文でも方式によって区切り方が変わるため、モデルに合うものを使います
-単語の埋め込み|単語の意味の特徴を、数値を並べたベクトルで表す方法です|言葉どうしの意味の近さを、計算で比べられるからです|似た文脈に現れる単語を、近い位置のベクトルにするように学びます|「犬」と「猫」を近くに置く、Word2Vecがよく知られています|訓練に使う文章の偏見が、ベクトルどうしの近さに表れることがあります
-アテンション|入力のどの部分にどれだけ注目するかを、重みで決める仕組みです|離れた語どうしの関係も捉えられ、今の言語モデルの土台になったからです|クエリとキーの近さから重みを計算し、その重みでバリューを足し合わせます|文中の「それ」が指す名詞に、大きな重みを向ける動きが挙げられます|計算量がふつう文の長さの二乗で増えるため、長文では負担を見積もります
-CNN|小さなフィルターをずらしながら、画像の特徴を捉えるモデルです|物がずれて写っても、特徴を見つけやすいからです|同じフィルターを各位置に当てて計算し、特徴マップを作ります|手書き数字を読み取るLeNetがよく知られています|離れた場所の関係を捉えにくいため、層を重ねて補います
-敵対的生成ネットワーク|作る側と見破る側を競わせて、本物らしいデータを生むモデルです|写真のような画像を、一度の計算ですばやく作れるからです|偽物を作る訓練と、真偽を見分ける訓練を交互に進めます|実在しない人の顔写真を作る、StyleGANがよく知られています|似た画像ばかり作ることがあるので、多様さも確かめます
-拡散モデル|ノイズを少しずつ取り除くことで、画像などを作り出す生成モデルです|訓練が比較的安定していて、質の高い多様な画像を作れるからです|ノイズで崩したデータを元に戻す訓練をし、ノイズから画像を作ります|文章の指示に沿って絵を描く、Stable Diffusionがよく知られています|ノイズ除去を何段階も繰り返すため、生成に時間がかかりがちです
-プロンプト|生成AIなどに、してほしいことを伝えるために入力する指示文です|同じモデルでも、頼み方しだいで答えの質が大きく変わるからです|モデルに文脈として読み込まれ、それに続く応答の内容や形式を方向づけます|「小学生にも分かるように三行で要約して」という頼み方が挙げられます|一度に多くを頼むと抜けが出やすいため、作業を分けて順に頼みます
-検索拡張生成|探してきた資料を踏まえて、言語モデルに答えさせる方法です|訓練後のニュースや社内の資料も、答えに使えるからです|質問に近い文書を探し、質問に添えてモデルに読ませます|社内の決まりを調べ、休みの取り方を答えるAIがあります|見当違いの資料を拾うと誤りやすく、探し方の質が問われます
-ハルシネーション|AIが、事実と異なる内容をもっともらしく作り出してしまう現象です|起こり得ると知っていれば、AIをほどよく疑いながら仕事に生かせるからです|事実かどうかを確かめずに、ありそうな語の続きを選ぶことなどから起こります|実在しない論文の題名や著者を、文献として示してしまう回答があります|文章が自然なほど誤りに気づきにくいので、元の資料に当たって確かめます
-説明可能なAI|判断の理由や根拠を、人が理解できる形で示せるようにする技術です|医療や融資での判断に納得でき、誤りにも気づきやすいからです|入力の各項目が予測にどれだけ影響したかを、数値や図にして示します|ローンの審査に落ちた人へ、収入の不足などの理由を伝える機能が挙げられます|示された根拠が、モデルの実際の判断過程と一致するとは限りません
-知識蒸留|大きなモデルの出力をまねさせて、小さなモデルを訓練する方法です|精度の低下を抑えながら、軽くて速いモデルを作れるからです|教師モデルが出す確率などを手本に、生徒モデルの出力を近づけていきます|BERTを手本にして作られた、小型のDistilBERTがよく知られています|手本になるモデルの誤りや偏りまで、受け継いでしまうことがあります
-モデルの量子化|重みなどの数値を少ないビット数で表し、容量や計算を軽くする手法です|メモリの少ない機器でも、大きなモデルを動かしやすくなるからです|値の範囲を何段階かに区切り、小数を8ビット整数などに置き換えます|Llamaの重みを4ビットにして、家庭のパソコンで動かす場合が挙げられます|ビット数を減らしすぎると精度が落ちるため、変換の前後で成績を比べます
-マルチモーダルAI|文章や画像、音声など、種類の違う情報を組み合わせて扱うAIです|写真を見せながら質問するなど、文字だけでは難しい使い方ができるからです|画像や文章をそれぞれ数値の列に変え、互いの関係を結び付けます|冷蔵庫の写真を見て、作れる料理を文章で答えるアシスタントがあります|画像の読み違いが文章の答えにも響くため、元の画像と見比べます
-ドロップアウト|訓練中に一部のニューロンをランダムに休ませて、過学習を抑える手法です|特定のニューロンに頼りすぎず、新しいデータに強いモデルになりやすいからです|更新のたびに無作為に選んだユニットの出力を0にし、残りだけで学習を進めます|PyTorchのDropoutで、休ませる割合を0.5にする設定があります|予測のときに切り忘れると結果が毎回ばらつくため、評価モードに切り替えます
-チャットボット|文字や音声の会話を通じて、質問や用件に自動で応じるプログラムです|夜間や休日でも、利用者の問い合わせにすぐ応じられるからです|発言から用件を読み取り、用意した返答や言語モデルの文で応じます|通販サイトで、荷物の届く日を自動で答える窓口が挙げられます|対応できない質問に備えて、人の担当者へつなぐ道を用意します
+AI|推論や判断など、人の知的な働きをコンピューターで実現する技術の総称です|人手では追いつかない量の判断を、すばやく肩代わりできるからです|先の手の探索、人が書いた規則、データからの学習などを使い分けます|将棋の次の一手を考えるソフトや、迷惑メールの判定があります|もっともらしい答えにも誤りがあり得るため、大事な判断は人が確かめるようにします|人と同じ心や意識を持ち、自分の意思で判断するコンピューターの総称です|人の脳の働きを写し取り、言葉の意味を感じながら考えて答えを出します|mechanism
+機械学習|線形回帰やクラスタリングなど、データから規則性を学ぶ手法の総称です|人が規則を書ききれない複雑な問題にも、データを使って取り組めるからです|決定木やk平均法などから手法を選び、データに合うモデルを作ります|過去の売れ行きをもとに、来週の客の数を予測するシステムがあります|訓練データの偏りが予測にも出やすいので、使う前にデータの偏りを調べておきます|過去のデータを丸暗記しておき、同じ問いには同じ答えを返す手法の総称です|専門家が書いた判断の規則を選び、データに当てはめて答えを出します|process
+深層学習|CNNなど、層を何段も重ねたニューラルネットワークで学ぶ手法の総称です|人が特徴を決めなくても、画像や音を高い精度で扱えるからです|写真の分類ならCNN、文章ならGPTなど、層の深いモデルを訓練します|写真に写った物を1000種類に見分ける、AlexNetがよく知られています|多くのデータと計算が要るため、より単純な手法で足りるかを先に確かめましょう|一つの専門分野に絞り、その分野のデータを深く掘り下げて学ぶ手法の総称です|写真なら輪郭など、見分けに使う特徴を専門家が決め、層の深いモデルに渡します|process
+ニューラルネットワーク|パーセプトロンなど、脳の神経細胞をヒントに計算の単位をつないだモデルの総称です|画像や言葉を扱う、今の多くのAIの土台になっているからです|各ユニットが、前の層の値に重みを掛けて足し、変換した値を次の層へ渡します|手書き数字の画素から、0から9を見分けるモデルがよく知られています|重みの数値から判断の根拠を読み取れるとは思わず、別の方法でも確かめます|脳の神経細胞のつながりを忠実に再現し、人と同じように考えさせるモデルの総称です|各ユニットが「猫の耳」などの知識を文の形で覚え、答えに合うものを次の層へ渡します|mechanism
+教師あり学習|正解ラベルの付いたデータから、入力と答えの対応を学ばせる方法です|正解と照らし合わせて、予測の良し悪しを測れるからです|線形回帰などのモデルの予測を正解と比べ、ずれが小さくなるよう調整します|迷惑かどうかの印を付けたメールから学ぶ、自動の振り分けがあります|人が付けた正解ラベルの誤りまで学ぶおそれがあるので、ラベルを見直しましょう|訓練のあいだ人がそばで見守り、答えを誤るたびに直してやる方法です|判断の手順を言葉でモデルに教え、予測がその説明に合うように調整します|process
+教師なし学習|正解ラベルを与えずに、データに潜むまとまりや構造を探らせる方法です|ラベル付けの手間をかけずに、データの隠れた傾向を探れるからです|データどうしの近さや散らばり方をもとに、グループ分けなどを行います|買い物の記録をもとに、似た客をまとめる分析が挙げられます|見つかったグループに意味があるとは限らないので、人が解釈して確かめます|データも設定も与えずに、AIがひとりでに賢くなるのを待つ方法です|どの組に入れるかの条件を人が書き、それに合うかどうかでグループ分けを行います|process
+強化学習|周囲の環境で試行錯誤しながら、報酬の合計が大きくなる行動を学ぶ方法です|一手ごとの正解が分からなくても、結果の良し悪しから学べるからです|行動のたびに返ってくる報酬をもとに、次にどう動くかを改めていきます|自分を相手に対局を重ねた、囲碁のAlphaGo Zeroがよく知られています|報酬の抜け道で点を稼ぐ行動を覚えないよう、報酬の決め方に注意します|訓練の済んだモデルにデータを追加し、その性能をさらに強くする方法です|一手ごとに示される正解の行動をもとに、それと同じ動きへ改めていきます|process
+生成AI|文章や画像などを新しく作り出す、言語モデルや拡散モデルなどのAIの総称です|文章や絵の下書きを任せて、試せる案の数を増やせるからです|文章なら次の語を、画像ならノイズの除き方を推定するなどして作ります|「海辺の猫」と入力すると、その場面の絵を描いてくれるサービスがあります|作った内容が他人の著作物に似ていないか、公開する前に確かめましょう|文章や画像などを探し出し、注文に合う既存の作品を届けるAIの総称です|文章なら近い文例を、画像なら似た写真を保存先から選び、切り貼りして作ります|mechanism
+大規模言語モデル|膨大な文章から、次に来る語の予測を学んだ巨大なモデルです|要約や翻訳などを、一つのモデルでこなせるからです|億単位の重みで文脈から次のトークンの確率を求め、選んではつなげます|会話や文章づくりに使う、GPTやLlamaがよく知られています|訓練後のできごとは学んでいないため、新しい話題は資料を渡して補いましょう|膨大な文章を、検索できる形で収めた巨大なデータベースです|億単位の文書を検索して文脈に合う一節を見つけ、写してはつなげます|mechanism
+自然言語処理|翻訳や要約など、人がふだん使う言葉をコンピューターで扱う技術の総称です|世の中の多くの情報が、文章や会話の形をしているからです|文を単語に区切り、文法や意味を調べて、要約などに生かします|口コミの文を、好意的なものと不満とに分ける仕組みがあります|同じ言葉でも文によって意味が変わるため、前後のつながりも調べましょう|プログラムなどを、人がふだん使う言葉に近い形で書けるようにする技術の総称です|文をいったん英語に訳してから、文法や意味を調べて生かします|process
+画像認識|写真や映像に写っている物や人を、コンピューターで見分ける技術の総称です|目で見る検査や見守りを、人に代わって続けられるからです|写真の大きさや明るさを整え、CNNなどで特徴を取り出し、写った物を判定します|工場のカメラの映像から、部品の傷を見つける検査があります|明るさや角度が訓練時と違うと間違えやすいので、使う場所の写真でも試します|写真や映像のぼやけを直し、写っている物や人を見やすくする技術の総称です|写真の大きさや明るさを整え、登録済みの写真と画素がどれも一致した物を答えます|mechanism
+音声認識|人が話した声をコンピューターで聞き取り、文字に書き起こす技術です|手がふさがっていても、話すだけで文字の入力や操作ができるからです|音の波を短く区切って特徴を取り出し、対応する音や単語を推定します|会議の録音から、発言の記録を自動で作るサービスがあります|周りの雑音や同音異義語で誤りやすいため、結果の文を見直すようにします|人が話した声の特徴を調べ、話しているのが誰かを見分ける技術です|音の波から高さと大きさを測り、その値に対応する文字を表から選びます|mechanism
+機械翻訳|ある言語の文を、コンピューターで別の言語の文に置き換える技術です|外国語が得意でなくても、海外の情報をすぐに読めるようになるからです|今の主流では、原文を数値の列に変え、それをもとに訳文の語を順に作ります|英語のウェブページを、ブラウザーで日本語に変える機能が挙げられます|省かれた主語や慣用句を誤りやすいので、大事な文は人の目で確かめます|ある言語の文に合う訳を、人が訳しておいた文の中から探し出す技術です|今の主流では、原文の単語を辞書で訳語に変え、文法の規則で並べ替えます|mechanism
+過学習|訓練データに合わせすぎて、新しいデータに弱くなる状態です|見抜ければ、見かけの精度が高いだけの使えないモデルを避けられるからです|訓練を重ねるうちに、共通する傾向だけでなく、細かな雑音まで覚えて起こります|訓練ではほぼ満点なのに、新しいデータでは半分も外す場合が挙げられます|訓練データの精度だけで判断せず、検証データの成績も確かめましょう|訓練データの量が多すぎて、モデルが覚えきれなくなった状態です|モデルが単純すぎ、訓練データに共通する傾向さえ捉えられないために起こります|cause
+正則化|重みの大きさなどに制約を加え、モデルが複雑になりすぎるのを抑える工夫です|訓練データの細かな雑音に引きずられにくく、未知のデータに強くなるからです|重みの大きさに応じた罰を損失に足すなどして、極端な重みを選びにくくします|リッジ回帰のL2正則化や、ラッソ回帰のL1正則化がよく知られています|強くかけすぎると大事な規則まで学べなくなるため、加減を調整しましょう|外れた値などを取り除き、訓練データの並びを規則正しく整えておく工夫です|重みの大きさに応じた分を損失から引くなどして、極端な重みを選びやすくします|process
+勾配降下法|損失の傾きを調べ、減る向きへ重みを少しずつ動かす方法です|重みがとても多くても、損失を効率よく減らしていけるからです|損失の傾きに学習率を掛け、その分だけ逆向きに重みを動かします|データを少しずつ使って重みを更新する、SGDがよく知られています|底に着いたように見えても最も低いとは限らないので、初期値を変えて試します|損失が最も小さくなる重みを、数式を解いて一度で求める方法です|損失の傾きに学習率を掛け、その分だけ傾きの向きに重みを動かします|process
+誤差逆伝播法|誤差を出力側から入力側へ伝え、各重みの勾配を求める方法です|層の多いネットワークでも、勾配を効率よく計算できるからです|微分の連鎖律を使い、各重みの影響を出力側からたどります|PyTorchのbackwardで、各重みの勾配を求める処理が挙げられます|層が深いと勾配が消えやすいため、ReLUなどの工夫を合わせて使います|予測を誤ったデータを入力側へ戻し、もう一度学び直す方法です|重みを一つずつ少しだけ変え、各重みの影響を損失の差で測ります|process
+損失関数|モデルの予測が正解からどれだけ外れているかを、一つの数で表す式です|何を小さくすれば良いモデルに近づくかを、数値で示してくれるからです|予測と正解を受け取り、外れ方がひどいほど大きな値を返します|平均二乗誤差や、分類に使う交差エントロピーがよく知られています|値が下がっても求める成果まで良くなるとは限らないので、成果も測っておきます|モデルの予測が正解とどれだけ一致しているかを、百分率で表す式です|予測と正解を受け取り、両者が近いほど大きな値を返します|mechanism
+活性化関数|ニューロンに集まった合計値を変え、次の層へ渡す値を決める式です|直線では表せない複雑な関係を、ネットワークが学べるようになるからです|重み付きの和を受け取り、折れ線や曲線の式で別の値に変えます|負の値を0にし、正の値をそのまま通すReLUがよく知られています|深い層でシグモイドを使うと勾配が消えやすいため、ReLUなども検討しましょう|学習の進みが遅いニューロンを選び、次の更新で動く勢いを強める式です|重みの値を受け取り、よく使われるものほど大きな値に更新します|mechanism
+学習率|一回の更新で、重みをどれくらい大きく動かすかを決める値です|この値しだいで、訓練が順調に進むか不安定になるかが変わるからです|勾配に掛け合わされ、大きいほど一歩が大きく、小さいほど慎重な更新になります|0.001から始め、訓練が進むにつれて小さくしていく設定があります|モデルやデータが変わると適した値も変わるため、桁を変えて試し直します|訓練データのうち、モデルが正しく覚え終えたものの割合です|訓練データで正解した割合から計算され、100%に近いほど学習の完了が近くなります|use
+バッチサイズ|重みを一度更新するために、まとめて使うデータの件数です|訓練の速さと、必要なメモリの量を大きく左右するからです|一回の勾配の平均に使う件数を定め、多いほど平均の揺れが小さくなります|1000枚の画像を、32枚ずつに分けて学ばせる設定が挙げられます|大きくしすぎるとGPUのメモリが足りなくなるため、空きを見て決めましょう|訓練に使うデータ全体の大きさを、バイト数で表したものです|一回の勾配の平均に使う件数を定め、多いほど平均の揺れが大きくなります|use
+エポック|訓練データの全体を、ひと通り使い終えるまでを一回と数える単位です|訓練をどこまで続けたかを数え、止めどきを考える目安になるからです|データを小分けにして順に学び、全件を使い終えたところで回数が一つ増えます|1000枚の画像の全体を10周学ばせる、10エポックの訓練が挙げられます|回数が多すぎると過学習しやすいので、検証データの成績を見て止めるようにします|重みを一度更新するたびに一回と数える、訓練の進み具合の単位です|データを小分けにして順に学び、全件を使い終えると重みを初めの値に戻します|mechanism
+転移学習|特徴の流用や微調整など、ある課題で学んだ知識を別の課題に生かす方法です|手元のデータが少なくても、一から学ぶより良い結果を狙えるからです|学習済みの層を固定して使い回し、新しい出力層だけを学ぶなどします|ふつうの写真で学んだモデルを、レントゲン写真に使う場合があります|元の課題とかけ離れると精度が下がることもあるので、近い課題のモデルを選びます|訓練を終えたモデルを、別のコンピューターで動くように移し替える方法です|学習済みの出力層だけを使い回し、それより前の層を新しく作り直すなどします|process
+ファインチューニング|微調整とも呼ばれ、学習済みの重みを目的のデータで更新する作業です|幅広い用途のモデルを、特定の仕事に合わせて仕上げられるからです|学習済みの重みを固定せず、小さめの学習率で新しいデータに合わせます|一般の文章で学んだモデルを、法律の文書で鍛え直す場合があります|新しいデータに偏ると以前の力を忘れうるので、元の課題の成績も確かめます|学習率やバッチサイズなどの設定を、細かく調整して決める作業です|学習済みの重みを乱数に戻し、小さめの学習率で新しいデータを学ばせます|process
+LoRA|元の重みを固定したまま、追加した小さな行列だけを訓練する微調整の方法です|大きなモデルでも、少ないメモリで目的に合わせた調整ができるからです|重みの変化分を二つの細長い行列の積で表し、その行列だけを更新します|画像生成モデルに画風を覚えさせる、小さな追加ファイルがよく知られています|行列のランクが小さすぎると表現力が足りないので、ランクを変えて比べてみます|元の重みから不要な部分を取り除き、小さくしたモデルを訓練する微調整の方法です|元の重みを二つの細長い行列の積に置き換え、元の行列は捨てて更新します|mechanism
+選好最適化|人が好む回答を出しやすくなるように、言語モデルなどを調整する方法です|読みやすさなど、正解を一つに決めにくい好みを教えられるからです|良い回答と劣る回答の組から学び、好まれる方を出す確率を高めます|報酬モデルを作らず、回答の組から直接学ぶDPOがよく知られています|評価者の好みの偏りが答え方に移りやすいので、評価者が偏らないように選びます|人が好む商品や記事を選び出し、利用者ごとに勧められるようにする方法です|良い回答と劣る回答の両方を手本とし、どちらも出す確率を高めます|process
+報酬モデル|回答がどれだけ人に好まれそうかを予測し、点数で表すモデルです|人がすべての回答を採点しなくても、学習の手がかりを与えられるからです|人が二つの回答を比べた記録から、好まれた方に高い点を付けるよう学びます|RLHFという訓練で、対話AIの答えに点を付ける採点役が挙げられます|長いだけの回答に高い点を付けるなど、採点の癖を突かれないよう気をつけましょう|質問を受け取り、人に好まれそうな回答を文章で作り出すモデルです|回答が出るたびに人が点を付け、その点の平均を記録から求めて返します|mechanism
+トークン化|文章を、モデルが扱う単語や文字などのかたまりに区切る処理です|言語モデルは文字列をそのまま読まず、区切った単位の番号を受け取るからです|あらかじめ作った語彙の表と照らして文を区切り、それぞれに番号を割り当てます|「東京へ行く」を、「東京」「へ」「行く」に分ける処理があります|方式によって文の区切り方が変わるため、モデルに合うものを使ってください|文章を、他人に読めない暗号に変えてからモデルに渡す処理です|文を単語に区切ってから意味を調べ、似た意味の語には同じ番号を割り当てます|process
+単語の埋め込み|単語の意味の特徴を、数値を並べたベクトルで表す方法です|言葉どうしの意味の近さを、計算で比べられるからです|似た文脈に現れる単語を、近い位置のベクトルにするように学びます|「犬」と「猫」を近くに置く、Word2Vecがよく知られています|訓練に使う文章の偏見が近さに表れうるので、偏った結び付きがないか調べます|文章の空欄に、意味の合う単語を推定して入れていく方法です|つづりの似た単語を、近い位置のベクトルにするように学びます|mechanism
+アテンション|入力のどの部分にどれだけ注目するかを、重みで決める仕組みです|離れた語どうしの関係も捉えられ、今の言語モデルの土台になったからです|クエリとキーの近さから重みを計算し、その重みでバリューを足し合わせます|文中の「それ」が指す名詞に、大きな重みを向ける動きが挙げられます|計算量がふつう文の長さの二乗で増えるため、長文の負担を見積もりましょう|入力のどの部分がどれだけ大事かを、人が印を付けて教える仕組みです|語どうしの距離から重みを計算し、近くにある語ほど大きな重みで足し合わせます|mechanism
+CNN|小さなフィルターをずらしながら、画像の特徴を捉えるモデルです|物がずれて写っても、特徴を見つけやすいからです|同じフィルターを各位置に当てて計算し、特徴マップを作ります|手書き数字を読み取るLeNetがよく知られています|離れた場所の関係を捉えにくいため、層を重ねて補うようにします|画像の画素を一列に並べ、位置ごとに別の重みで捉えるモデルです|人が設計したフィルターを各位置に当てて計算し、特徴マップを作ります|mechanism
+敵対的生成ネットワーク|作る側と見破る側を競わせて、本物らしいデータを生むモデルです|写真のような画像を、一度の計算ですばやく作れるからです|偽物を作る訓練と、真偽を見分ける訓練を交互に進めます|実在しない人の顔写真を作る、StyleGANがよく知られています|似た画像ばかり作ることがあるので、出力の多様さも確かめます|AIに攻撃側を演じさせて、システムの弱点を見つけるモデルです|二つの作り手を別々に訓練し、良い方の絵を人が選びます|mechanism
+拡散モデル|ノイズを少しずつ取り除くことで、画像などを作り出す生成モデルです|訓練が比較的安定していて、質の高い多様な画像を作れるからです|ノイズで崩したデータを元に戻す訓練をし、ノイズから画像を作ります|文章の指示に沿って絵を描く、Stable Diffusionがよく知られています|ノイズ除去を繰り返して時間がかかりがちなので、段階の数をほどよく決めます|小さな画像を少しずつ引き伸ばし、大きな画像に仕上げる生成モデルです|画像をノイズで崩す訓練をし、崩れきった後の模様を作品にします|mechanism
+プロンプト|生成AIなどに、してほしいことを伝えるために入力する指示文です|同じモデルでも、頼み方しだいで答えの質が大きく変わるからです|モデルに文脈として読み込まれ、それに続く応答の内容や形式を方向づけます|「小学生にも分かるように三行で要約して」という頼み方が挙げられます|一度に多くを頼むと抜けが出やすいため、作業を分けて順に頼みましょう|生成AIなどが、入力された質問に対して新しく作り出した回答の文です|モデルに訓練データとして読み込まれ、重みを更新して応答の内容を変えます|mechanism
+検索拡張生成|探してきた資料を踏まえて、言語モデルに答えさせる方法です|訓練後のニュースや社内の資料も、答えに使えるからです|質問に近い文書を探し、質問に添えてモデルに読ませます|社内の決まりを調べ、休みの取り方を答えるAIがあります|見当違いの資料を拾うと誤りやすいので、探し方の質を確かめましょう|検索の順位が上がるように、言語モデルに記事を書かせる方法です|質問に近い文書を探し、モデルを訓練し直して覚えさせます|mechanism
+ハルシネーション|AIが、事実と異なる内容をもっともらしく作り出してしまう現象です|起こり得ると知っていれば、AIをほどよく疑いながら仕事に生かせるからです|事実かどうかを確かめずに、ありそうな語の続きを選ぶことなどから起こります|実在しない論文の題名や著者を、文献として示してしまう回答があります|文章が自然なほど誤りに気づきにくいので、元の資料に当たるようにしてください|AIが、悪意を持って利用者をだまそうと、うそを作り出す現象です|計算の途中で機器が故障し、選ばれた語の値が壊れることなどから起こります|cause
+説明可能なAI|判断の理由や根拠を、人が理解できる形で示せるようにする技術です|医療や融資での判断に納得でき、誤りにも気づきやすいからです|入力の各項目が予測にどれだけ影響したかを、数値や図にして示します|ローンの審査に落ちた人へ、収入の不足などの理由を伝える機能が挙げられます|示された根拠が実際の判断過程と一致するとは限らないので、うのみにしないようにします|専門的な話題を、人が理解できるやさしい言葉で解説できるAIです|開発者が予測のたびにコードを読み、判断の理由を文章にして示します|mechanism
+知識蒸留|大きなモデルの出力をまねさせて、小さなモデルを訓練する方法です|精度の低下を抑えながら、軽くて速いモデルを作れるからです|教師モデルが出す確率などを手本に、生徒モデルの出力を近づけていきます|BERTを手本にして作られた、小型のDistilBERTがよく知られています|手本になるモデルの誤りや偏りまで受け継ぎうるため、手本の質を先に調べておきます|大量の文書から大事な知識を取り出し、短い要約にまとめる方法です|教師モデルの重みを少しずつ削り、小さくなったものを生徒モデルとします|process
+モデルの量子化|重みなどの数値を少ないビット数で表し、容量や計算を軽くする手法です|メモリの少ない機器でも、大きなモデルを動かしやすくなるからです|値の範囲を何段階かに区切り、小数を8ビット整数などに置き換えます|Llamaの重みを4ビットにして、家庭のパソコンで動かす場合が挙げられます|ビット数を減らしすぎると精度が落ちるため、変換の前後で成績を比べましょう|重みなどの計算を、量子コンピューターで動く形に作り替える手法です|値の小さな重みを取り除き、残った重みを元の小数のまま計算に使います|process
+マルチモーダルAI|文章や画像、音声など、種類の違う情報を組み合わせて扱うAIです|写真を見せながら質問するなど、文字だけでは難しい使い方ができるからです|画像や文章をそれぞれ数値の列に変え、互いの関係を結び付けます|冷蔵庫の写真を見て、作れる料理を文章で答えるアシスタントがあります|画像の読み違いが文章の答えにも響くため、元の画像と見比べてください|会話や計算、運転など、種類の違う仕事を一台でこなすAIです|画像や音声を人が文章に書き換え、その文章を数値の列に変えます|mechanism
+ドロップアウト|訓練中に一部のニューロンをランダムに休ませて、過学習を抑える手法です|特定のニューロンに頼りすぎず、新しいデータに強いモデルになりやすいからです|更新のたびに無作為に選んだユニットの出力を0にし、残りだけで学習を進めます|PyTorchのDropoutで、休ませる割合を0.5にする設定があります|予測のときに切り忘れると結果が毎回ばらつくため、評価モードへの切り替えに注意します|訓練中に成績の悪いニューロンを見つけ、モデルから取り除いていく手法です|訓練の前に無作為に選んだユニットを取り除き、予測のときも残りだけで進めます|mechanism
+チャットボット|文字や音声の会話を通じて、質問や用件に自動で応じるプログラムです|夜間や休日でも、利用者の問い合わせにすぐ応じられるからです|発言から用件を読み取り、用意した返答や言語モデルの文で応じます|通販サイトで、荷物の届く日を自動で答える窓口が挙げられます|対応できない質問に備えて、人の担当者へつなぐ道を用意しておくと安心です|人と同じように気持ちを理解し、悩みに共感しながら話すプログラムです|発言を担当者の画面に届け、担当者が書いた返答の文で応じます|mechanism
 [プログラミング]
-変数|代入した一つの値を、付けた名前で読み書きできるようにしたものです|同じ値を何度も書かずに済み、値を変えるときに直す場所が減るからです|代入文で値が名前に結び付き、式の中に名前だけを書くと値が取り出されます|買い物の合計金額を入れておく total という名前の入れ物が挙げられます|a や x のような名前だと中身が分かりにくいため、意味の伝わる名前を付けます
-関数|計算や表示など一つの処理に名前を付け、引数を渡して呼び出せるようにしたものです|同じ処理を一か所に書いておけば、直すときもそこだけで済むからです|呼ばれると引数を受けて本体を実行し、戻り値があれば返して呼び出し元に戻ります|税抜きの値段を渡すと、税込みの値段を計算して返す処理があります|役割を詰め込みすぎると扱いにくくなるため、仕事を一つに絞ります
-条件分岐|条件の真偽を分かれ目にして、行う処理を選び分ける書き方です|入力や状況が違っても、それぞれに合った動きをさせられるからです|条件式が真か偽かを調べ、その結果に合うほうの処理だけを実行します|60点以上なら合格、それ以外なら不合格と表示する if 文があります|「以上」と「より大きい」を取り違えやすいので、境目の値でも動きを確かめます
-繰り返し処理|決めた回数だけ、または条件が続く間、先頭に戻って同じ手順を行う書き方です|何百件ものデータがあっても、手順を一度書くだけで済むからです|一周ごとに続けるかどうかを調べ、終わりの条件を満たすと抜け出します|for 文で、1から100までの数を順に足していく計算が挙げられます|終わる条件を間違えると、止まらない無限ループになることがあります
-配列|数値などの値を一列に並べ、先頭からの番号で取り出せるようにした入れ物です|たくさんの値を一つの名前でまとめて扱え、順番も保てるからです|同じ大きさの領域をメモリに並べ、番号から要素の位置を計算して読み出します|クラス40人分のテストの点を、出席番号の順に並べたデータがあります|番号を0から数える言語が多く、一つずれた要素を指す誤りに注意が必要です
-連想配列|キーと値を組にして保存し、キーを指定して値を取り出すデータ構造です|何番目にあるかを覚えなくても、意味のある名前から値を探せるからです|多くの場合、キーのハッシュ値から置き場所を決め、キーと値の組をそこに入れます|商品名から値段を引けるようにした、Python の辞書があります|同じキーにもう一度代入すると、前の値は上書きされてしまいます
-文字列|文字を順番に並べて、文章や名前などを表すデータです|画面に出す文や利用者の入力など、言葉を扱う場面がとても多いからです|一つ一つの文字を、UTF-8 などの決まりに従った数に置き換えて記録します|引用符で囲んで書く "Hello" というあいさつの言葉が挙げられます|"10" と書いても数値とは別物なので、計算の前に変換が要ることがあります
-データ型|値の表し方と、その値に行える操作を決める、データの種類分けです|文字と数を足すような間違いを、早い段階で見つけやすくなるからです|ビットの並びを何として読むか、どの演算を許すかを、値の種類ごとに定めます|整数を表す int や、真か偽かを表す bool がよく知られています|小数から整数への変換で端数が失われるなど、値の変化に気をつけます
-クラス|オブジェクトが持つデータと処理をまとめて定める、設計図のようなものです|同じ作りのオブジェクトを、一つの定義からいくつも作れるからです|呼び出されるたびに、定めた属性とメソッドを備えたインスタンスを一つ作ります|氏名と学年を持ち、自己紹介のメソッドを備えた Student の定義があります|定義を書いただけでは、実体であるインスタンスはまだ作られていません
-オブジェクト指向|データと処理を持つ「もの」を組み合わせて、プログラムを作る考え方です|大きなプログラムも、役割ごとの部品に分けて作りやすいからです|データを持つ「もの」がメソッドを呼び合う形で、処理を進めます|ゲームの勇者や敵を、体力と攻撃の動作を持つ「もの」として作る設計があります|短いプログラムまで細かく分けすぎると、かえって読みにくくなります
-継承|もとになるクラスの性質を引き継いで、新しいクラスを作る仕組みです|共通する部分を親のクラスにまとめれば、コードの重複を減らせるからです|親のメソッドなどを子に渡し、子の側で追加や上書きもできるようにします|動物クラスをもとに、犬や猫のクラスを作る設計が挙げられます|「犬は動物である」のような関係が成り立たないときは、使うのを避けます
-カプセル化|オブジェクトの中のデータを隠し、決めた窓口から操作させる考え方です|外から勝手に値を書き換えられ、つじつまが合わなくなるのを防げるからです|データを private などで非公開にし、公開したメソッドを通して読み書きさせます|口座の残高を直接は変えさせず、入金と出金のメソッドで動かす設計があります|どの項目にも読み書きの窓口を付けると、隠した意味が薄れてしまいます
-再帰|ある処理の中から、その処理自身を呼び出す書き方です|フォルダーの入れ子のような構造を、短く素直なコードで扱えるからです|問題を同じ形の小さな問題に分けて自分を呼び、最小の場合に着くと順に戻ります|5の階乗を、5と「4の階乗」の積として求める計算がよく知られています|止まる条件を書き忘れると、呼び出しが積み重なってエラーになります
-アルゴリズム|並べ替えや道順探しなど、さまざまな問題を解く明確な手順のことです|同じ問題でも手順の選び方しだいで、かかる時間が大きく変わるからです|解きたい問題に合わせ、計算や判断を並べて答えまでの道筋を定めます|二つの整数の最大公約数を求める、ユークリッドの互除法がよく知られています|ふつうの入力で正しくても、空のデータなど極端な入力で誤ることがあります
-スタック|最後に入れたデータを最初に取り出す、後入れ先出しのデータ構造です|関数から呼び出し元へ戻るなど、直前にさかのぼる処理を支えるからです|データを上に積むプッシュと、一番上から取り出すポップで出し入れします|文書作成ソフトで、新しい操作から順に取り消していく機能が挙げられます|空のときに取り出すとエラーになりうるので、先に中身の有無を調べます
-キュー|先に入れたデータから順に取り出す、先入れ先出しのデータ構造です|次々に届く仕事をためておき、受け付けた順に片付けられるからです|新しいデータを列の末尾に加え、取り出すときは先頭から抜いていきます|プリンターが、印刷の依頼を届いた順に処理する待ち行列があります|取り出すより速く追加が続くと列が伸びるため、長さの上限を考えておきます
-ハッシュ関数|いろいろな長さのデータを、決まった長さの値に変える計算のことです|大きなデータどうしでも、短い値を比べれば違いが分かるからです|入力を混ぜ合わせるように計算し、同じ入力からは同じハッシュ値を出します|ファイルの書き換えを見つけるのに使う SHA-256 がよく知られています|異なる入力から同じ値が出る「衝突」が起こりうる点に注意が必要です
-二分探索|整列済みのデータを半分ずつに絞りながら、目的の値を探す方法です|100万件のデータでも、20回ほどの比較で目的の値を探せるからです|真ん中の値と目的の値を比べ、値がない側の半分を候補から外していきます|辞書を真ん中で開き、前か後ろかに絞って単語を探す方法があります|データが順に並んでいないと正しく探せないため、先に並べ替えておきます
-計算量|入力が増えたときに、手間や使うメモリがどう増えるかを表す目安です|データが増えても実用になる処理かどうかを、動かす前に見積もれるからです|入力の大きさを n とし、手間の増え方を最も左右する部分に注目して求めます|n 個のデータを先頭から順に調べる探索を、O(n) と表す書き方があります|定数倍の差を省くため、同じ表記でも実際の時間が等しいとは限りません
-例外処理|実行中に起きたエラーを受け止め、決めておいた対応をする仕組みです|ファイルがないなどの問題が起きても、急に止まらずに対応できるからです|エラーが起きると通常の流れを中断し、対応を書いた場所へ実行を移します|Python の try と except で、割り算のエラーに備える書き方があります|エラーを受け取っても何もせずにいると、原因を見つけにくくなります
-デバッグ|プログラムの不具合の原因を突き止めて、取り除く作業です|原因を正しく突き止めて直せば、同じ不具合の再発を防げるからです|不具合を再現させ、途中の値を確かめながら原因の場所を絞り込んで直します|合計が合わないとき、途中の値を print で表示する作業が挙げられます|一度に何か所も変えると、どの変更が効いたのか分からなくなります
-単体テスト|関数などの小さな部品が、正しく動くかを個別に確かめる検査です|部品の段階で誤りを見つけるほうが、原因の場所を特定しやすいからです|部品に決まった入力を与え、結果が期待した値と同じかどうかを比べます|足し算の関数に2と3を渡し、結果が5になるかを確かめるコードがあります|部品がすべて合格しても、組み合わせたときに正しく動くとは限りません
-リファクタリング|外から見た動きを変えずに、コードの内部の構造を整理することです|読みやすくしておけば、後の修正や機能の追加が楽になるからです|小さく書き換えるたびにテストし、動作が同じままだと確かめて進めます|長すぎる関数を、役割ごとの短い関数に分ける書き直しが挙げられます|機能の追加と同時に行うと問題を切り分けにくいため、別々に進めます
-コードレビュー|書かれたコードをほかの開発者が読み、問題や改善点を伝える活動です|本人が気づかない誤りを見つけ、知識をチームで分かち合えるからです|変更した部分を仲間に読んでもらい、届いた意見をもとに直してから取り込みます|GitHub のプルリクエストで、仲間の変更に意見を書く場面があります|書いた人を責める言い方になりやすいので、コードについて理由を添えて伝えます
-バージョン管理|ファイルの変更の履歴を記録し、過去の状態を取り出せるようにすることです|誤って壊しても前の状態に戻せ、誰がいつ変えたかもたどれるからです|枝分かれした流れも含め、変更を区切りごとに作者や日時とともに保存します|ソースコードの変更を Git で記録していく開発がよく知られています|消したファイルも履歴に残るため、パスワードなどを入れるのは避けます
-ブランチ|開発の履歴を枝分かれさせ、本流とは別に変更を進めるための流れです|本流のコードを壊す心配なしに、作りかけの変更を試せるからです|ある時点の履歴から分かれて変更を重ね、終わるとマージで本流に合流します|main から分けた、ログイン機能用の feature/login が挙げられます|長く分けたままだと差が広がり、取り込むときに変更がぶつかりやすくなります
-API|あるソフトウェアの機能を、別のプログラムから使うための窓口と決まりです|内部の作りを知らなくても、ほかのソフトウェアの機能を生かせるからです|利用側が決まった形式で要求を送ると、提供側が処理して結果を返します|気象サービスが公開する、地名を送ると予報のデータを返す窓口があります|仕様の変更で動かなくなることもあるため、提供元の知らせを確かめます
-ライブラリ|よく使う機能を、自分のプログラムから呼び出せる形でまとめた部品集です|多くの人が使ってきた部品を生かせば、一から書く手間を減らせるからです|import などで読み込んで使い、処理の流れは呼び出すコードの側が決めます|数値計算の機能を集めた Python の NumPy がよく知られています|開発が止まると欠陥が直らないことがあるので、選ぶ前に更新の様子を見ます
-フレームワーク|アプリの骨組みを用意し、開発者が必要な部分を書き足して使う土台です|どのアプリにも要る部分を任せ、作りたい機能に集中できるからです|全体の流れを土台の側が進め、開発者の書いたコードを必要なときに呼び出します|Python の Web アプリ作りに使う Django がよく知られています|決められた書き方から外れると扱いにくくなるため、まず作法を学びます
-コンパイラ|ソースコードを、実行の前にまとめて機械語などへ翻訳するプログラムです|人が読みやすいコードを、機械が速く実行できる形に変えられるからです|実行に先立って全体の文法などを調べ、最適化もして機械語などを作り出します|C 言語のソースコードから実行ファイルを作る GCC がよく知られています|翻訳に成功しても、処理の内容まで正しいとは限りません
-インタプリタ|ソースコードを解釈しながら、その場で実行していくプログラムです|書いたコードをすぐに動かし、結果を見ながら試せるからです|プログラムの命令を順に読み取り、それに対応する動作をその都度行います|Python のコードをすぐに実行する python コマンドがあります|その行を実行するまで出ない誤りもあるため、さまざまな場合で動かして確かめます
-CI|変更をこまめに統合し、自動でテストする進め方です|変更どうしの食い違いを、早く見つけられるからです|変更が届くたびに、サーバーがテストして結果を知らせます|GitHub Actions で、プッシュのたびにテストする設定があります|テストの失敗を放っておくと原因を追いにくいため、すぐに直します
-コンテナ|アプリと必要な部品をまとめ、OS の上でプロセスごと隔離して動かす実行環境です|手元と本番のサーバーで、環境の違いによる不具合を減らせるからです|土台の OS のカーネルを共有し、プロセスやファイルの見える範囲を分けます|Docker で、Web サーバーを必要な部品ごと動かす使い方があります|削除すると中に書いたデータも消えるため、残したいものは外に保存します
-仮想環境|Python などで、使うライブラリとその版をプロジェクトごとに分ける仕組みです|あるプロジェクトのための更新が、別のプロジェクトを壊すのを防げるからです|専用のフォルダーにライブラリを入れ、有効な間はそこから読み込むようにします|Python の venv で、課題ごとに .venv を作る使い方が挙げられます|有効にし忘れると別の場所にライブラリが入るので、作業の前に確かめます
-正規表現|文字の並び方のパターンを記号で表し、それに合う文字列を示す書き方です|決まった形の文字列を、短い書き方でまとめて探せるからです|記号で書いたパターンを文字列と照らし合わせ、合う部分を見つけます|郵便番号の形を表す [0-9]{3}-[0-9]{4} という書き方があります|点や星印は特別な意味を持つため、文字として探すときはエスケープします
-非同期処理|時間のかかる作業を始めたまま次へ進み、結果が出たときに受け取る方式です|通信の返事を待つ間に、画面が固まってしまうのを防げるからです|作業を始めたら別の仕事に移り、完了の知らせを受けて続きを行います|JavaScript の await で、通信の結果を受け取る書き方があります|始めた順に終わるとは限らず、順番が大事なら完了を待ちます
-マルチスレッド|一つのプロセスを複数のスレッドという実行単位に分け、並行して進める方式です|複数の CPU コアで計算を分担し、早く終えられる場合があるからです|メモリを共有する複数の流れを、OS などが切り替えながらコアに割り当てます|動画の再生ソフトで、映像と音声の処理を並行して進める作りが挙げられます|同じデータを同時に書き換えると値が壊れうるため、ロックなどで守ります
-ガベージコレクション|プログラムが使わなくなったメモリを、自動で回収する仕組みです|メモリの解放し忘れや、早すぎる解放を減らせるからです|参照されなくなったデータを見つけ、その領域をまた使えるようにします|Java で、不要になったオブジェクトを片付ける動作が挙げられます|使わないデータでも、参照が残っているとふつうは回収されません
-デザインパターン|設計でよく出会う問題に対する、定番の解決策に名前を付けた型です|名前を挙げるだけで設計の意図が伝わり、先人の工夫を生かせるからです|設計の悩みに合う型を選び、クラスの役割や関係を自分のコードに当てはめます|状態の変化を登録先に知らせる Observer がよく知られています|型を使うこと自体が目的になりやすいので、解きたい問題があるときに取り入れます
-SQLインジェクション|入力欄などに SQL の断片を送り、データベースを不正に操る攻撃です|手口が分かれば、情報の流出や改ざんを防ぐ作りにできるからです|入力がそのまま SQL 文につながり、命令の一部として働いて起こります|ログイン画面に細工した文を入れ、認証を破る手口があります|手作業のエスケープだと漏れやすいため、プレースホルダーで値を渡して防ぎます
-コメント|コードの中に書かれ、実行されることのない、人に向けた説明文です|後で読む人が、なぜそのように書いたのかを理解しやすくなるからです|# や // などの記号で目印を付けて書かれ、実行のときには読み飛ばされます|Python の計算式の上に「# 消費税を加える」と書いた一行があります|コードだけを直して説明を古いまま残すと、読む人を誤解させてしまいます
-キャッシュ|一度得たデータや計算結果を再び速く使えるよう、手近に置いた写しです|遅い読み込みや同じ計算を繰り返さずに済み、応答を速くできるからです|手元に写しがあればそれを返し、なければ元から取ってきて残しておきます|ブラウザーが画像を保存しておき、次は手元から表示する動作が挙げられます|元のデータが変わっても古い写しを返しうるため、有効期限を決めておきます
+変数|代入した一つの値を、付けた名前で読み書きできるようにしたものです|同じ値を何度も書かずに済み、値を変えるときに直す場所が減るからです|代入文で値が名前に結び付き、式の中に名前だけを書くと値が取り出されます|買い物の合計金額を入れておく total という名前の入れ物が挙げられます|a や x のような名前だと中身が分かりにくいため、意味の伝わる名前を付けましょう|数学の未知数のように、方程式を解くと値が求まるようにした文字です|代入文で式が名前に結び付き、式の中の値が変わると名前の値も変わります|mechanism
+関数|計算や表示など一つの処理に名前を付け、引数を渡して呼び出せるようにしたものです|同じ処理を一か所に書いておけば、直すときもそこだけで済むからです|呼ばれると引数を受けて本体を実行し、戻り値があれば返して呼び出し元に戻ります|税抜きの値段を渡すと、税込みの値段を計算して返す処理があります|役割を詰め込みすぎると扱いにくくなるため、仕事を一つに絞るようにします|数値の計算を一つの式にまとめたもので、文字を扱う処理には使えない書き方です|定義すると本体が一度実行され、呼ばれるとその戻り値を呼び出し元に返します|mechanism
+条件分岐|条件の真偽を分かれ目にして、行う処理を選び分ける書き方です|入力や状況が違っても、それぞれに合った動きをさせられるからです|条件式が真か偽かを調べ、その結果に合うほうの処理だけを実行します|60点以上なら合格、それ以外なら不合格と表示する if 文があります|「以上」と「より大きい」を取り違えやすいので、境目の値でも動きを確かめましょう|条件に合わない入力を誤りとみなし、実行を途中で止める書き方です|両方の処理を実行してから条件式を調べ、その結果に合うほうだけを残します|mechanism
+繰り返し処理|決めた回数だけ、または条件が続く間、先頭に戻って同じ手順を行う書き方です|何百件ものデータがあっても、手順を一度書くだけで済むからです|一周ごとに続けるかどうかを調べ、終わりの条件を満たすと抜け出します|for 文で、1から100までの数を順に足していく計算が挙げられます|条件を間違えると無限ループになることがあるため、終わる条件をよく確かめます|一つの手順を、決めた回数の分だけコピーしてコードに書き並べておく書き方です|一行ごとに続けるかどうかを調べ、条件を満たさなくなった行で抜け出します|mechanism
+配列|数値などの値を一列に並べ、先頭からの番号で取り出せるようにした入れ物です|たくさんの値を一つの名前でまとめて扱え、順番も保てるからです|同じ大きさの領域をメモリに並べ、番号から要素の位置を計算して読み出します|クラス40人分のテストの点を、出席番号の順に並べたデータがあります|番号を0から数える言語が多いため、一つずれた要素を指さないように注意します|数値などの値を入れると、小さい順に並べ替えて保つようにした入れ物です|要素をメモリの離れた領域に置き、先頭から順にたどって番号の位置を読み出します|mechanism
+連想配列|キーと値を組にして保存し、キーを指定して値を取り出すデータ構造です|何番目にあるかを覚えなくても、意味のある名前から値を探せるからです|多くの場合、キーのハッシュ値から置き場所を決め、キーと値の組をそこに入れます|商品名から値段を引けるようにした、Python の辞書があります|同じキーにもう一度代入すると値が上書きされるため、キーの重なりに気をつけましょう|キーと意味の近い言葉を探し、関連する値を次々に取り出すデータ構造です|多くの場合、キーと値の組を入れた順に並べ、何番目かを指定して値を取り出します|mechanism
+文字列|文字を順番に並べて、文章や名前などを表すデータです|画面に出す文や利用者の入力など、言葉を扱う場面がとても多いからです|一つ一つの文字を、UTF-8 などの決まりに従った数に置き換えて記録します|引用符で囲んで書く "Hello" というあいさつの言葉が挙げられます|"10" と書いても数値とは別物なので、計算に使う前に変換するようにします|プログラムの中で、変数や関数の名前を表すデータです|一つ一つの文字を、フォントなどに従った小さな画像に置き換えて記録します|mechanism
+データ型|値の表し方と、その値に行える操作を決める、データの種類分けです|文字と数を足すような間違いを、早い段階で見つけやすくなるからです|ビットの並びを何として読むか、どの演算を許すかを、値の種類ごとに定めます|整数を表す int や、真か偽かを表す bool がよく知られています|小数から整数への変換で端数が失われるなど、値の変化に気をつけましょう|ファイルを開くソフトを拡張子で決める、保存形式の種類分けです|同じ値を画面にどう表示し、どの色や桁数で見せるかを、値の種類ごとに定めます|mechanism
+クラス|オブジェクトが持つデータと処理をまとめて定める、設計図のようなものです|同じ作りのオブジェクトを、一つの定義からいくつも作れるからです|呼び出されるたびに、定めた属性とメソッドを備えたインスタンスを一つ作ります|氏名と学年を持ち、自己紹介のメソッドを備えた Student の定義があります|定義を書いただけでは実体がないので、インスタンスを作るのを忘れないようにします|同じ種類のオブジェクトを集めて順に並べておく、入れ物のようなものです|定義されたときにインスタンスを一つ作り、呼び出されるたびにその一つを返します|mechanism
+オブジェクト指向|データと処理を持つ「もの」を組み合わせて、プログラムを作る考え方です|大きなプログラムも、役割ごとの部品に分けて作りやすいからです|データを持つ「もの」がメソッドを呼び合う形で、処理を進めます|ゲームの勇者や敵を、体力と攻撃の動作を持つ「もの」として作る設計があります|短いプログラムまで細かく分けるとかえって読みにくいので、分けすぎを避けます|画面にボタンや図形を並べ、マウスの操作でプログラムを作る考え方です|データを一か所に集め、離れた関数が順に読み書きして処理を進めます|mechanism
+継承|もとになるクラスの性質を引き継いで、新しいクラスを作る仕組みです|共通する部分を親のクラスにまとめれば、コードの重複を減らせるからです|親のメソッドなどを子に渡し、子の側で追加や上書きもできるようにします|動物クラスをもとに、犬や猫のクラスを作る設計が挙げられます|「犬は動物である」のような関係が成り立たないときは、使うのを避けてください|もとになるクラスを複写し、つながりのない新しいクラスを作る仕組みです|子で上書きしたメソッドなどを親に渡し、親の側の動きも変えるようにします|mechanism
+カプセル化|オブジェクトの中のデータを隠し、決めた窓口から操作させる考え方です|外から勝手に値を書き換えられ、つじつまが合わなくなるのを防げるからです|データを private などで非公開にし、公開したメソッドを通して読み書きさせます|口座の残高を直接は変えさせず、入金と出金のメソッドで動かす設計があります|どの項目にも読み書きの窓口を付けず、外から要るものに絞って公開しましょう|オブジェクトの中のデータを暗号に変え、盗まれても読めなくする考え方です|データを private などで非公開にし、同じクラスのメソッドにも読み書きを禁じます|mechanism
+再帰|ある処理の中から、その処理自身を呼び出す書き方です|フォルダーの入れ子のような構造を、短く素直なコードで扱えるからです|問題を同じ形の小さな問題に分けて自分を呼び、最小の場合に着くと順に戻ります|5の階乗を、5と「4の階乗」の積として求める計算がよく知られています|止まる条件がないと呼び出しが積み重なってエラーになるため、先に書いておきます|エラーが起きたとき、処理を初めからやり直す書き方です|自分を呼ぶたびに前の変数を上書きし、最小の場合に着くとその場で全体を終えます|mechanism
+アルゴリズム|並べ替えや道順探しなど、さまざまな問題を解く明確な手順のことです|同じ問題でも手順の選び方しだいで、かかる時間が大きく変わるからです|解きたい問題に合わせ、計算や判断を並べて答えまでの道筋を定めます|二つの整数の最大公約数を求める、ユークリッドの互除法がよく知られています|空のデータなど極端な入力で誤ることがあるため、そうした場合も試しましょう|特定のプログラミング言語で書かれた、速く動くコードのことです|使う人の好みを学び続け、計算や判断の道筋を自分で書き換えます|make
+スタック|最後に入れたデータを最初に取り出す、後入れ先出しのデータ構造です|関数から呼び出し元へ戻るなど、直前にさかのぼる処理を支えるからです|データを上に積むプッシュと、一番上から取り出すポップで出し入れします|文書作成ソフトで、新しい操作から順に取り消していく機能が挙げられます|空のときに取り出すとエラーになりうるので、先に中身の有無を調べることが大切です|最も大きいデータを最初に取り出す、値の順に積むデータ構造です|データを上に積むプッシュと、一番下から取り出すポップで出し入れします|mechanism
+キュー|先に入れたデータから順に取り出す、先入れ先出しのデータ構造です|次々に届く仕事をためておき、受け付けた順に片付けられるからです|新しいデータを列の末尾に加え、取り出すときは先頭から抜いていきます|プリンターが、印刷の依頼を届いた順に処理する待ち行列があります|取り出すより速く追加が続くと列が伸びるため、長さの上限を考えておきましょう|急ぎのデータを先に取り出す、重要なものほど優先するデータ構造です|新しいデータを列の末尾に加え、取り出すときも末尾から抜いていきます|mechanism
+ハッシュ関数|いろいろな長さのデータを、決まった長さの値に変える計算のことです|大きなデータどうしでも、短い値を比べれば違いが分かるからです|入力を混ぜ合わせるように計算し、同じ入力からは同じハッシュ値を出します|ファイルの書き換えを見つけるのに使う SHA-256 がよく知られています|異なる入力から同じ値が出る「衝突」が起こりうるので、起きたときに備えておきます|データを鍵で暗号に変え、後から元の値に戻せるようにする計算のことです|入力に乱数を混ぜて計算し、同じ入力からも毎回ちがうハッシュ値を出します|mechanism
+二分探索|整列済みのデータを半分ずつに絞りながら、目的の値を探す方法です|100万件のデータでも、20回ほどの比較で目的の値を探せるからです|真ん中の値と目的の値を比べ、値がない側の半分を候補から外していきます|辞書を真ん中で開き、前か後ろかに絞って単語を探す方法があります|データが順に並んでいないと正しく探せないため、先に並べ替えておきます|データの先頭と末尾から一つずつ調べ、目的の値を挟み込む方法です|真ん中の値と目的の値を比べ、違っていれば隣の値へ一つずつ移っていきます|process
+計算量|入力が増えたときに、手間や使うメモリがどう増えるかを表す目安です|データが増えても実用になる処理かどうかを、動かす前に見積もれるからです|入力の大きさを n とし、手間の増え方を最も左右する部分に注目して求めます|n 個のデータを先頭から順に調べる探索を、O(n) と表す書き方があります|定数倍の差を省いた目安なので、同じ表記のものは実際の時間も測って比べます|ある入力を処理したときに、実際に何秒かかったかを表す記録です|入力の大きさを n とし、手元の機械で動かしたときの秒数を n で割って求めます|measure
+例外処理|実行中に起きたエラーを受け止め、決めておいた対応をする仕組みです|ファイルがないなどの問題が起きても、急に止まらずに対応できるからです|エラーが起きると通常の流れを中断し、対応を書いた場所へ実行を移します|Python の try と except で、割り算のエラーに備える書き方があります|エラーを受け取って何もしないと原因を見つけにくいので、記録を残すようにします|実行中に起きたエラーの原因を調べ、コードを正しく直す仕組みです|エラーが起きるとその行を飛ばし、次の行から通常の流れを続けます|mechanism
+デバッグ|プログラムの不具合の原因を突き止めて、取り除く作業です|原因を正しく突き止めて直せば、同じ不具合の再発を防げるからです|不具合を再現させ、途中の値を確かめながら原因の場所を絞り込んで直します|合計が合わないとき、途中の値を print で表示する作業が挙げられます|一度に何か所も変えるとどれが効いたか分からないので、一つずつ変えて試しましょう|プログラムの無駄な処理を削って、速く動かす作業です|専用のソフトが不具合の場所を判断し、正しいコードに書き換えて直します|process
+単体テスト|関数などの小さな部品が、正しく動くかを個別に確かめる検査です|部品の段階で誤りを見つけるほうが、原因の場所を特定しやすいからです|部品に決まった入力を与え、結果が期待した値と同じかどうかを比べます|足し算の関数に2と3を渡し、結果が5になるかを確かめるコードがあります|部品が合格しても全体が正しく動くとは限らないので、組み合わせた検査も行います|完成したアプリの全体が正しく動くかを、一人で確かめる検査です|部品どうしをつないで入力を与え、画面に出た結果を利用者の期待と比べます|process
+リファクタリング|外から見た動きを変えずに、コードの内部の構造を整理することです|読みやすくしておけば、後の修正や機能の追加が楽になるからです|小さく書き換えるたびにテストし、動作が同じままだと確かめて進めます|長すぎる関数を、役割ごとの短い関数に分ける書き直しが挙げられます|機能の追加と同時に行うと問題を切り分けにくいため、別々に進めるようにします|外から見た動きを変えるために、コードを一から書き直すことです|大きく書き換えるたびに機能を加え、動作が変わったことを確かめて進めます|process
+コードレビュー|書かれたコードをほかの開発者が読み、問題や改善点を伝える活動です|本人が気づかない誤りを見つけ、知識をチームで分かち合えるからです|変更した部分を仲間に読んでもらい、届いた意見をもとに直してから取り込みます|GitHub のプルリクエストで、仲間の変更に意見を書く場面があります|書いた人を責める言い方を避け、コードについて理由を添えて伝えましょう|完成したソフトをほかの利用者が試し、使い心地の感想を伝える活動です|変更した部分に点数を付けてもらい、届いた点をもとに書いた人の評価を決めます|process
+バージョン管理|ファイルの変更の履歴を記録し、過去の状態を取り出せるようにすることです|誤って壊しても前の状態に戻せ、誰がいつ変えたかもたどれるからです|枝分かれした流れも含め、変更を区切りごとに作者や日時とともに保存します|ソースコードの変更を Git で記録していく開発がよく知られています|消したファイルも履歴に残るため、パスワードなどを入れないようにしてください|使っているソフトの新しい版を調べ、常に最新の状態に更新しておくことです|同じ行の変更がぶつかると、日時の新しいほうを選んで自動で保存します|mechanism
+ブランチ|開発の履歴を枝分かれさせ、本流とは別に変更を進めるための流れです|本流のコードを壊す心配なしに、作りかけの変更を試せるからです|ある時点の履歴から分かれて変更を重ね、終わるとマージで本流に合流します|main から分けた、ログイン機能用の feature/login が挙げられます|長く分けたままだと変更がぶつかりやすくなるため、こまめに取り込みましょう|本流が壊れたときに備えて、ファイルの控えを別に取っておく保管場所です|ある時点の履歴から分かれた後も、本流の変更が届くたびに自動で合流します|mechanism
+API|あるソフトウェアの機能を、別のプログラムから使うための窓口と決まりです|内部の作りを知らなくても、ほかのソフトウェアの機能を生かせるからです|利用側が決まった形式で要求を送ると、提供側が処理して結果を返します|気象サービスが公開する、地名を送ると予報のデータを返す窓口があります|仕様の変更で動かなくなることもあるため、提供元の知らせをこまめに確かめます|あるソフトウェアの機能を、人が画面のボタンやメニューから使うための部品です|利用側が提供側のデータベースに直接つなぎ、表を検索して結果を得ます|mechanism
+ライブラリ|よく使う機能を、自分のプログラムから呼び出せる形でまとめた部品集です|多くの人が使ってきた部品を生かせば、一から書く手間を減らせるからです|import などで読み込んで使い、処理の流れは呼び出すコードの側が決めます|数値計算の機能を集めた Python の NumPy がよく知られています|開発が止まると欠陥が直らないことがあるので、選ぶ前に更新の様子を見ましょう|プログラムの書き方や作例を集め、開発者が読める形でまとめた参考書です|import などで読み込むと、中の機能が順に動き、処理の流れを決めていきます|use
+フレームワーク|アプリの骨組みを用意し、開発者が必要な部分を書き足して使う土台です|どのアプリにも要る部分を任せ、作りたい機能に集中できるからです|全体の流れを土台の側が進め、開発者の書いたコードを必要なときに呼び出します|Python の Web アプリ作りに使う Django がよく知られています|決められた書き方から外れると扱いにくくなるため、まず作法を学ぶことが大切です|アプリの画面の枠や背景を用意し、見た目を整えるために使う部品集です|開発者が作りたい機能を伝えると、土台の側が必要なコードを書き上げます|mechanism
+コンパイラ|ソースコードを、実行の前にまとめて機械語などへ翻訳するプログラムです|人が読みやすいコードを、機械が速く実行できる形に変えられるからです|実行に先立って全体の文法などを調べ、最適化もして機械語などを作り出します|C 言語のソースコードから実行ファイルを作る GCC がよく知られています|翻訳に成功しても処理の内容まで正しいとは限らないので、動かして確かめます|ソースコードに含まれる誤りを見つけ、正しい形に書き直すプログラムです|実行に先立ってコードの空白などを削り、小さく圧縮したファイルを作り出します|mechanism
+インタプリタ|ソースコードを解釈しながら、その場で実行していくプログラムです|書いたコードをすぐに動かし、結果を見ながら試せるからです|プログラムの命令を順に読み取り、それに対応する動作をその都度行います|Python のコードをすぐに実行する python コマンドがあります|その行を実行するまで出ない誤りもあるため、さまざまな場合で動かしてみましょう|画面に出る文章を、利用者の国の言葉に訳していくプログラムです|プログラムの命令を一度に訳して機械語を残し、次の実行からそれを使います|mechanism
+CI|変更をこまめに統合し、自動でテストする進め方です|変更どうしの食い違いを、早く見つけられるからです|変更が届くたびに、サーバーがテストして結果を知らせます|GitHub Actions で、プッシュのたびにテストする設定があります|テストの失敗を放っておくと原因を追いにくくなるため、すぐに直すことが大切です|サーバーが故障しても、サービスを止めずに動かす進め方です|変更が届くたびに、サーバーが誤りを見つけて直します|mechanism
+コンテナ|アプリと必要な部品をまとめ、OS の上でプロセスごと隔離して動かす実行環境です|手元と本番のサーバーで、環境の違いによる不具合を減らせるからです|土台の OS のカーネルを共有し、プロセスやファイルの見える範囲を分けます|Docker で、Web サーバーを必要な部品ごと動かす使い方があります|削除すると中に書いたデータも消えるため、残したいものは外に保存しておきます|アプリごとに別の OS を丸ごと載せ、仮想のパソコンを動かす実行環境です|土台の OS とは別のカーネルを起動し、それぞれに専用のメモリを割り当てます|mechanism
+仮想環境|Python などで、使うライブラリとその版をプロジェクトごとに分ける仕組みです|あるプロジェクトのための更新が、別のプロジェクトを壊すのを防げるからです|専用のフォルダーにライブラリを入れ、有効な間はそこから読み込むようにします|Python の venv で、課題ごとに .venv を作る使い方が挙げられます|有効にし忘れると別の場所にライブラリが入るので、作業の前に確かめましょう|Python などで、危険なプログラムを隔離し、外部に害が及ばないようにする仕組みです|一時的なメモリにライブラリを入れ、無効にすると中身が消えるようにします|mechanism
+正規表現|文字の並び方のパターンを記号で表し、それに合う文字列を示す書き方です|決まった形の文字列を、短い書き方でまとめて探せるからです|記号で書いたパターンを文字列と照らし合わせ、合う部分を見つけます|郵便番号の形を表す [0-9]{3}-[0-9]{4} という書き方があります|点や星印は特別な意味を持つため、文字として探すときはエスケープを忘れないようにします|文字の全角と半角などのゆれを見つけ、正しい文字列に直す書き方です|文字列の意味を調べて照らし合わせ、似た意味の部分を見つけます|mechanism
+非同期処理|時間のかかる作業を始めたまま次へ進み、結果が出たときに受け取る方式です|通信の返事を待つ間に、画面が固まってしまうのを防げるからです|作業を始めたら別の仕事に移り、完了の知らせを受けて続きを行います|JavaScript の await で、通信の結果を受け取る書き方があります|始めた順に終わるとは限らないため、順番が大事なら完了を待つようにします|一つの計算を多くの CPU コアに分け、結果が早く出るようにする方式です|作業を始めたら完了まで待ち、知らせを受けてから別の仕事に移ります|mechanism
+マルチスレッド|一つのプロセスを複数のスレッドという実行単位に分け、並行して進める方式です|複数の CPU コアで計算を分担し、早く終えられる場合があるからです|メモリを共有する複数の流れを、OS などが切り替えながらコアに割り当てます|動画の再生ソフトで、映像と音声の処理を並行して進める作りが挙げられます|同じデータを同時に書き換えると値が壊れうるため、ロックなどで守りましょう|複数のプログラムを別々のメモリに分け、画面を切り替えて進める方式です|メモリを別々に持つ複数の流れを、OS などが一つのコアに順に割り当てます|mechanism
+ガベージコレクション|プログラムが使わなくなったメモリを、自動で回収する仕組みです|メモリの解放し忘れや、早すぎる解放を減らせるからです|参照されなくなったデータを見つけ、その領域をまた使えるようにします|Java で、不要になったオブジェクトを片付ける動作が挙げられます|参照が残っているとふつうは回収されないので、使わないデータの参照は外します|使わなくなったファイルを、ディスクから自動で消す仕組みです|長く読み書きされないデータを見つけ、参照があっても領域を空けます|mechanism
+デザインパターン|設計でよく出会う問題に対する、定番の解決策に名前を付けた型です|名前を挙げるだけで設計の意図が伝わり、先人の工夫を生かせるからです|設計の悩みに合う型を選び、クラスの役割や関係を自分のコードに当てはめます|状態の変化を登録先に知らせる Observer がよく知られています|型を使うこと自体を目的にせず、解きたい問題があるときに取り入れましょう|アプリの画面でよく使う、配色や部品の配置を集めた見本です|設計の悩みに合う型を選び、配られているコードを読み込んでそのまま動かします|use
+SQLインジェクション|入力欄などに SQL の断片を送り、データベースを不正に操る攻撃です|手口が分かれば、情報の流出や改ざんを防ぐ作りにできるからです|入力がそのまま SQL 文につながり、命令の一部として働いて起こります|ログイン画面に細工した文を入れ、認証を破る手口があります|手作業のエスケープだと漏れやすいため、プレースホルダーで値を渡して防ぎましょう|データベースに短い間に大量の要求を送り、処理を止めてしまう攻撃です|入力がパスワードと一致するまで、候補を総当たりで送り続けて起こります|mechanism
+コメント|コードの中に書かれ、実行されることのない、人に向けた説明文です|後で読む人が、なぜそのように書いたのかを理解しやすくなるからです|# や // などの記号で目印を付けて書かれ、実行のときには読み飛ばされます|Python の計算式の上に「# 消費税を加える」と書いた一行があります|古い説明が残ると読む人を誤解させるので、コードと一緒に書き直すようにします|アプリを使った人が、画面から開発者に書き込む感想の文です|# や // などの記号で目印を付けて書かれ、実行のときに画面へ表示されます|mechanism
+キャッシュ|一度得たデータや計算結果を再び速く使えるよう、手近に置いた写しです|遅い読み込みや同じ計算を繰り返さずに済み、応答を速くできるからです|手元に写しがあればそれを返し、なければ元から取ってきて残しておきます|ブラウザーが画像を保存しておき、次は手元から表示する動作が挙げられます|元のデータが変わっても古い写しを返しうるため、有効期限を決めておきましょう|大切なデータが失われないよう、離れた場所に長く保管する控えです|元のデータが変わると同時に写しも変わり、いつ読んでも最新の値を返します|mechanism
 [データサイエンス]
-平均値|すべての値をならしたとき、一つ当たりがいくつになるかを表す代表値です|たくさんの数値の中心を、一つの数で手短に伝えられるからです|データ全体の合計を個数で割るので、どの値も同じ重みで結果に響きます|クラス全員のテストの点から求める平均点があります|飛び抜けて大きい値が結果を引っ張るため、中央値も併せて見ます
-中央値|データを小さい方の半分と大きい方の半分に分ける、境目の値です|極端な値が少し混じっても、あまり動かない代表値だからです|小さい順に並べた真ん中を選び、個数が偶数なら中央の二つを足して半分にします|五人の年収を、上から三番目の人の金額で代表させる場合が挙げられます|並び順をもとに決めるので、両端の値がどれほど離れているかは分かりません
-標準偏差|値が平均のまわりにどれほど散らばるかを、元の単位で示す数です|平均が同じ集団どうしでも、ばらつきの違いを見分けられるからです|平均との差を二乗して平均し、その平方根をとって求めます|テストの点の散らばりを「約10点」のように表す数字が挙げられます|差を二乗するため、遠く離れた値が一つあるだけで大きくふくらみます
-相関係数|二つの量の直線的な関係の強さを、マイナス1から1までで表す数です|二つの量が一緒に増減する度合いを、単位によらず比べられるからです|二つの量の共分散を、それぞれの標準偏差の積で割って計算します|多くの人の身長と体重の関係を調べて得た、0.7という値があります|曲線の関係は見落としやすいので、値だけで判断せず図も見ます
-因果関係|一方の変化が原因となって、もう一方の変化を引き起こす関係です|原因を見きわめずに対策をしても、効果が出ないことが多いからです|原因が先に起こり、その働きかけで後の結果が変わるという順で成り立ちます|水やりをやめたために、鉢植えの花が枯れる場合が挙げられます|二つが同時に動くだけで、原因と結果だと決めつけないことが重要です
-線形回帰|入力に係数を掛けて足し合わせた式で、売上などの数値を予測する手法です|どの入力が予測値をどれだけ動かすかを、係数から読み取れるからです|ふつうは予測と実測のずれを二乗し、合計が最小になる係数を求めます|部屋の広さと駅からの距離をもとに、家賃を予測する式があります|関係が曲線的だと当てはまりが悪いので、残差の図を描いて点検します
-ロジスティック回帰|「はい」になる確率を、S字の曲線を当てはめて予測する分類手法です|分類の結果だけでなく、どれほど確からしいかも数値で示せるからです|入力に重みを掛けて足し、シグモイド関数で0から1の確率に変えます|検査の値から、病気である確率を見積もる使い方がよく知られています|確率をどこで区切って判定するかにより、見逃しと誤報の数が変わります
-決定木|質問を一本の木のように枝分かれさせ、行き着いた先で答えを予測するモデルです|予測に至る道筋を、人が図の上で追いやすいからです|データをよく分ける質問を根元から順に選び、一本の木を育てます|「雨か」「休日か」と順に分けて、来客数を予測する図が挙げられます|木を深くしすぎると過学習しやすいので、深さに上限を設けます
-ランダムフォレスト|互いに独立に育てた多くの決定木の予測を、一つにまとめる手法です|一本の木では不安定な予測を、たくさんの木で安定させられるからです|無作為に選んだデータと特徴量で木を別々に育て、多数決や平均をとります|数百本の木の多数決で、解約しそうな顧客を見分けるモデルがあります|木の数が多いため、一つ一つの予測の根拠を追いにくくなります
-勾配ブースティング|前までの予測の誤りを補うモデルを、順番に足していく学習手法です|表形式のデータで、高い予測精度を得やすい手法の一つだからです|損失が減る方向へ、小さな木などを一つずつ加えて予測を直します|XGBoostやLightGBMというライブラリがよく知られています|木を増やしすぎると過学習するので、検証データを見て早めに止めます
-k平均法|データをk個の組に分け、それぞれを最も近い中心の組に入れる手法です|手順が単純で、件数の多いデータも比較的速くグループに分けられるからです|近い中心への割り当てと中心の計算し直しを、変化がなくなるまで繰り返します|買い物の額と回数から、客を三つの組に分ける分析がよく知られています|組の数を先に決める必要があり、最初の中心の選び方でも結果が変わりえます
-主成分分析|多くの変数を、互いに無相関な新しい軸へ置き換える手法です|似た動きをする変数の重なりを、少ない軸にまとめて見渡せるからです|ばらつきが最大になる軸を選び、次は、それと直交する中で最大の軸を選びます|五教科の点を、総合力などの少ない軸にまとめる分析があります|変数の単位に結果が左右されるため、先に尺度をそろえることが多いです
-クラスタリング|k平均法など、正解のラベルなしで似たデータをまとめる手法の総称です|分類の決まっていないデータからも、まとまりを見つけられるからです|中心、階層、密度などに注目する手法を選び、似たデータを同じ群に集めます|話題の近いニュース記事を、自動でまとまりに分ける作業が挙げられます|正解がないので、分けた群に意味があるかどうかを人が吟味します
-交差検証|データを分け、検証に使う部分を入れ替えながらモデルを評価する方法です|たまたまの分け方に左右されにくい、安定した評価を得られるからです|k等分した一つを検証に、残りを訓練に使い、順に替えてk回行います|データを五つに分け、五回の精度を平均する方法がよく知られています|時系列データの場合、未来のデータで学んで過去で試す分け方を避けます
-混同行列|分類の予測と正解の組み合わせごとに、件数を並べた表です|正解率だけでは見えない、間違い方の内訳が分かるからです|データを正解と予測の組で仕分け、当てはまるマスの件数を数えて作ります|迷惑メールの判定の当たり外れを、四つのマスに数えた表があります|行と列のどちらを正解とするかは資料により違うので、先に確かめます
-適合率|陽性と予測したもののうち、実際に陽性だったものの割合です|陽性という判定を、どれほど信用してよいかが分かるからです|真陽性の数を、真陽性と偽陽性を合わせた数で割って求めます|迷惑と判定した10通のうち、9通が本当に迷惑メールで90%となる場合があります|値を上げようと判定を厳しくすると、陽性の見逃しが増えがちです
-再現率|実際に陽性であるもののうち、陽性と予測できたものの割合です|病気の検査のように、見逃しを減らしたい場面の目安になるからです|正しく見つけた陽性の数を、見逃した分も含む陽性の総数で割って求めます|患者100人のうち80人を検査で見つけ、80%となる場合が挙げられます|すべてを陽性と答えるだけで100%になるため、誤報の多さも見ます
-ROC曲線|判定の基準を変えたときの、真陽性率と偽陽性率の関係を描いた線です|一つの基準に頼らず、分類モデルの見分ける力を比べられるからです|しきい値を動かし、横に偽陽性率、縦に真陽性率をとって点を結びます|二つの検査法の線を重ね、左上に寄る方が優れていると見る比較があります|陽性がごく少ないデータだと、性能が良く見えすぎることがあります
-仮説検定|データをもとに、帰無仮説を棄却するかどうかを決める手続きです|見られた差が偶然でも出る程度のものかを、決めた基準で判断できるからです|実験でも調査でも、p値が先に決めた有意水準以下なら帰無仮説を退けます|コインを100回投げ、表の出やすさに偏りがあるかを調べる場合があります|棄却できなくても、帰無仮説が正しいと示されたわけではありません
-p値|帰無仮説が正しいとしたとき、観測した結果以上に極端な結果が出る確率です|データが帰無仮説とどれほど合わないかを、一つの数で示せるからです|帰無仮説のもとでの検定統計量の分布から、実際の値以上に外れる確率で求めます|10回中9回表が出たコインの、片側検定で求めた約0.01という値があります|帰無仮説が正しい確率や、効果の大きさを表す数だと読むのは誤りです
-信頼区間|標本を取り直すたびに作れば、決めた割合で真の値を含む範囲です|推定した値がどれほど不確かなのかを、幅で示せるからです|多くの場合、推定値の前後に標準誤差の何倍かの幅をとって作ります|支持率40%に、前後3ポイントの幅を添える報告が挙げられます|計算した範囲に真の値が95%の確率で入る、という解釈を避けます
-A/Bテスト|二つの案のどちらの効果が高いかを、実際の利用者で確かめる比較実験です|思い込みでなく、実際の利用者の反応をもとに案を選べるからです|どちらの案を見せるかを利用者ごとに無作為に決め、同じ期間の成果を比べます|購入ボタンの色を二通り用意し、購入率を比べる実験がよく知られています|途中で何度も結果をのぞき、差が出た時点でやめると誤判定が増えます
-標本抽出|調べたい集団の全体から、実際に調べる一部の対象を選び出すことです|全員を調べられなくても、一部から全体の様子を推し量れるからです|母集団の名簿に番号を振り、乱数で当たった対象を選ぶのが基本です|全国の有権者から、世論調査に答える人を選ぶ場合があります|選び方そのものが偏っていると、人数を増やしても偏りは消えません
-正規分布|平均を中心に左右対称で、釣り鐘の形をした確率分布です|測定の誤差などをよく近似でき、多くの統計手法の土台になるからです|平均と標準偏差の二つだけで、山の位置と広がりが決まります|成人男性の身長のばらつきを、釣り鐘形の曲線で表す場合があります|所得のように右へ長く伸びるデータに、そのまま当てはめるのを避けます
-外れ値|ほかの多くの値から、大きくかけ離れた値です|一つあるだけで、平均などの分析結果を大きくゆがめることがあるからです|桁の打ち間違いのほか、極端な値がまれに実際に測られたときにも生じます|人の身長の記録に、1700cmという値が紛れている場合があります|すぐに消さず、誤りか本物かを調べてから扱いを決めます
-欠損値|本来あるはずなのに、記録されず空欄になっている値です|放っておくと計算ができなかったり、結果が偏ったりするからです|質問への無回答や、センサーの通信切れなどでデータが取れないと生じます|アンケートで、年収の欄だけが空白になった回答が挙げられます|抜けた理由を考えずに0で埋めると、分析の結果をゆがめかねません
-データの標準化|値を平均0、標準偏差1になるように変換することです|単位や桁の違う項目を、同じ物差しで比べられるからです|各項目の値から平均を引き、その差を標準偏差で割って行います|平均60、標準偏差10のテストで、70点を1に直す計算があります|テストデータで平均などを求め直さず、訓練データの値をそのまま使います
-特徴量エンジニアリング|予測に役立つ新しい入力の項目を、人の知識や工夫で元のデータから作る作業です|同じ手法でも、入力の工夫しだいで精度が変わるからです|業務の知識をもとに、値の差や比、曜日などを列として加えます|日時から「週末かどうか」という列を作る工夫がよく知られています|予測の時点で手に入らない情報を、材料にしてはいけません
-次元削減|主成分分析など、情報をなるべく保ちながら変数の数を減らす処理の総称です|変数が多くて図に描けないデータも、平面などに表して眺められるからです|主成分分析やUMAPなどの手法を選び、高次元の点を少ない座標で表します|手書き数字の画像を、t-SNEで平面の点として描く図があります|失われる情報があり、図の上の距離が元の近さを保つとは限りません
-ヒストグラム|数値の分布の様子を、すき間なく並べた柱で表す図です|データの山の位置や数、左右の偏りを一目でつかめるからです|値の範囲を同じ幅の区間に区切り、各区間の個数を柱の高さにとって描きます|テストの点を10点刻みで数え、人数を柱で示した図があります|区間の幅の取り方で山の見え方が変わるため、幅を変えて見比べます
-箱ひげ図|四分位数を箱で、その外側の広がりを線で表す図です|いくつもの集団の中心とばらつきを、並べて手早く比べられるからです|第1四分位数から第3四分位数までを箱で囲み、中央値の位置に線を引きます|三つのクラスの点数の分布を、箱を三つ並べて比べる図が挙げられます|山が二つある分布でも一つの箱になるため、細かな形は分かりません
-散布図|二つの量を縦軸と横軸にとり、データを点で示す図です|二つの量の関係や、群れから離れた点を目で確かめられるからです|一件ごとに、二つの値が交わる位置へ点を一つずつ打って描きます|気温を横軸、アイスの売上を縦軸にとった図がよく知られています|点が多いと重なって見えなくなるので、半透明にするなどの工夫が必要です
-時系列分析|移動平均など、時間順のデータの傾向や周期を探る手法の総称です|過去の動きの規則性をもとに、先の需要などを見通せるからです|長期の傾向と季節の波に分けたり、過去の値との関連を調べたりします|月ごとのアイスの売上から、次の夏の売上を予測する場合があります|隣り合う時点の値は関連し合うことが多く、独立とみなすのは危険です
-移動平均|一定の長さの期間をずらしながら、期間内の平均を並べたものです|日々の細かな上下をならし、大きな流れを見やすくできるからです|新しい値を加えて最も古い値を外し、同じ個数の平均を計算し直していきます|株価の25日線や、感染者数の7日間の平均がよく知られています|期間を長くするほど滑らかになる一方で、変化への反応は遅れます
-ベイズ推定|事前の見込みをデータで更新し、未知の量の確率分布を求める方法です|データが少ないときも、既存の知識を取り入れて不確かさを示せるからです|事前分布に尤度を掛け、全体の確率が1になるように整えて事後分布を得ます|コインの表が出る確率を、投げるたびに見積もり直す計算があります|事前分布の選び方が結果に響くため、選んだ根拠を示すことが望まれます
-ブートストラップ法|手元の標本から何度も標本を取り直し、推定のばらつきを調べる方法です|誤差を数式で求めにくい量でも、不確かさを見積もれるからです|元と同じ個数だけ重複を許して抜き出し、統計量を何度も計算します|50人の年収から標本を1000回取り直し、中央値の誤差を測る場合があります|元の標本が母集団をよく表していないと、信頼できる結果は得られません
-データリーク|機械学習で、予測時には使えないはずの情報が学習に紛れ込むことです|見落とすと、評価だけが良くて実際には当たらないモデルになるからです|テストデータも含めて前処理をしたり、答えを含む列を使ったりすると起こります|病気の予測に、診断後に出した薬の記録を入れてしまう失敗があります|成績が良すぎると感じたら、各列がいつ得られる情報かを洗い直します
-SQL|リレーショナルデータベースの定義や検索、更新に使う言語です|大きな表から、必要な行や集計の結果を短い命令で取り出せるからです|手順でなく欲しい結果を文で書き、取り出し方の選択をデータベースに任せます|東京に住む顧客だけを表から選び出すSELECT文があります|WHERE句を忘れた更新や削除が、表の全行に及ぶことに注意が必要です
-データベースの正規化|同じ情報の重複を減らすように、表を分けて整える設計です|一か所を直せば済み、データの食い違いを防ぎやすいからです|どの列の値がどの列で決まるかを調べ、それに沿って表を分けます|注文の表から、客の住所を別の表に分ける設計があります|表を細かく分けすぎると、結合が増えて検索が遅くなりえます
-データウェアハウス|複数の業務システムのデータを集め、分析用に整えて長く保つ保管庫です|部門ごとに散らばる記録を、そろった基準でまとめて分析できるからです|各システムから抜き出したデータの形式をそろえ、過去の履歴とともにためます|BigQueryやSnowflakeなどのサービスがよく知られています|元データの誤りが分析にも響くため、取り込む際の点検が欠かせません
-オープンデータ|誰でも自由に再利用や再配布ができる条件で公開されたデータです|行政などの情報を市民や企業が生かし、新しいサービスを作れるからです|国や自治体などが利用条件を明示し、機械で読みやすい形で公開します|自治体がウェブで公開している、避難所の位置の一覧が挙げられます|出典の表示などの条件が付くこともあるので、利用規約を読んで使います
-データの匿名化|誰の情報かを特定できないように、個人のデータを加工することです|プライバシーを守りながら、個人に関する記録を分析に使えるからです|氏名を除き、年齢を年代に丸めるなど、本人に結びつく情報を減らします|買い物の記録から名前を消し、住所は都道府県だけ残す加工があります|氏名を消しても、ほかの情報と照らし合わせて本人が分かる場合があります
+平均値|すべての値をならしたとき、一つ当たりがいくつになるかを表す代表値です|たくさんの数値の中心を、一つの数で手短に伝えられるからです|データ全体の合計を個数で割るので、どの値も同じ重みで結果に響きます|クラス全員のテストの点から求める平均点があります|飛び抜けて大きい値が結果を引っ張るため、中央値も併せて見ましょう|すべての値のうち、最も多く現れるものがどれになるかを表す代表値です|最大と最小の和を2で割るので、間にあるどの値も結果には響きません|measure
+中央値|データを小さい方の半分と大きい方の半分に分ける、境目の値です|極端な値が少し混じっても、あまり動かない代表値だからです|小さい順に並べた真ん中を選び、個数が偶数なら中央の二つを足して半分にします|五人の年収を、上から三番目の人の金額で代表させる場合が挙げられます|両端の値がどれほど離れているかは分からないので、最大や最小の値も確かめます|データの最大の値と最小の値を足して半分にした、中間の値です|集めた順に並べた真ん中を選び、個数が偶数なら最大と最小を足して半分にします|measure
+標準偏差|値が平均のまわりにどれほど散らばるかを、元の単位で示す数です|平均が同じ集団どうしでも、ばらつきの違いを見分けられるからです|平均との差を二乗して平均し、その平方根をとって求めます|テストの点の散らばりを「約10点」のように表す数字が挙げられます|遠く離れた値が一つあるだけで大きくふくらむため、外れ値の有無を調べてください|最大の値と最小の値がどれほど離れているかを、元の単位で示す数です|平均との差をそのまま平均し、個数の平方根で割って求めます|measure
+相関係数|二つの量の直線的な関係の強さを、マイナス1から1までで表す数です|二つの量が一緒に増減する度合いを、単位によらず比べられるからです|二つの量の共分散を、それぞれの標準偏差の積で割って計算します|多くの人の身長と体重の関係を調べて得た、0.7という値があります|曲線の関係は見落としやすいので、値だけで判断せず図も見ましょう|一方が1だけ増えたとき、もう一方がいくつ増えるかを表す数です|二つの量の平均の差を、それぞれの標準偏差の和で割って計算します|measure
+因果関係|一方の変化が原因となって、もう一方の変化を引き起こす関係です|原因を見きわめずに対策をしても、効果が出ないことが多いからです|原因が先に起こり、その働きかけで後の結果が変わるという順で成り立ちます|水やりをやめたために、鉢植えの花が枯れる場合が挙げられます|二つが同時に動くだけで、原因と結果だと決めつけないようにしましょう|二つの量が、時間とともに一緒に増えたり減ったりする関係です|二つの量の相関が強くなり、一定の水準を超えたところで成り立ちます|cause
+線形回帰|入力に係数を掛けて足し合わせた式で、売上などの数値を予測する手法です|どの入力が予測値をどれだけ動かすかを、係数から読み取れるからです|ふつうは予測と実測のずれを二乗し、合計が最小になる係数を求めます|部屋の広さと駅からの距離をもとに、家賃を予測する式があります|関係が曲線的だと当てはまりが悪いので、残差の図を描いて点検しましょう|過去の売上などの数値を折れ線でつなぎ、その先を延ばして予測する手法です|ふつうは実測の点を全部通り、予測とのずれがなくなる係数を求めます|process
+ロジスティック回帰|「はい」になる確率を、S字の曲線を当てはめて予測する分類手法です|分類の結果だけでなく、どれほど確からしいかも数値で示せるからです|入力に重みを掛けて足し、シグモイド関数で0から1の確率に変えます|検査の値から、病気である確率を見積もる使い方がよく知られています|確率をどこで区切るかで見逃しと誤報の数が変わるため、目的に合わせて決めます|売上など上限のない数値を、S字の曲線を当てはめて予測する回帰手法です|入力に重みを掛けて足し、その和を変換せずに確率とみなします|process
+決定木|質問を一本の木のように枝分かれさせ、行き着いた先で答えを予測するモデルです|予測に至る道筋を、人が図の上で追いやすいからです|データをよく分ける質問を根元から順に選び、一本の木を育てます|「雨か」「休日か」と順に分けて、来客数を予測する図が挙げられます|木を深くしすぎると過学習しやすいので、深さに上限を設けましょう|専門家の考えた質問を、データを使わずに枝分かれの形へ写したモデルです|データが似た葉を先に束ね、根元へ向かって一本の木を育てます|make
+ランダムフォレスト|互いに独立に育てた多くの決定木の予測を、一つにまとめる手法です|一本の木では不安定な予測を、たくさんの木で安定させられるからです|無作為に選んだデータと特徴量で木を別々に育て、多数決や平均をとります|数百本の木の多数決で、解約しそうな顧客を見分けるモデルがあります|一つ一つの予測の根拠を追いにくいので、どの項目が効いたかを別に調べます|多くの決定木の中から、無作為に選んだ一本の予測を使う手法です|同じデータと特徴量で木を別々に育て、最も成績の良い一本だけを使います|mechanism
+勾配ブースティング|前までの予測の誤りを補うモデルを、順番に足していく学習手法です|表形式のデータで、高い予測精度を得やすい手法の一つだからです|損失が減る方向へ、小さな木などを一つずつ加えて予測を直します|XGBoostやLightGBMというライブラリがよく知られています|木を増やしすぎると過学習するので、検証データを見て早めに止めるようにします|損失の傾きを速く下れるように、学習率を大きくしていく学習手法です|外れたデータを除きながら、大きな木を一つだけ育てて予測します|process
+k平均法|データをk個の組に分け、それぞれを最も近い中心の組に入れる手法です|手順が単純で、件数の多いデータも比較的速くグループに分けられるからです|近い中心への割り当てと中心の計算し直しを、変化がなくなるまで繰り返します|買い物の額と回数から、客を三つの組に分ける分析がよく知られています|組の数や最初の中心によって結果が変わりうるので、条件を変えて何度か試します|新しいデータに近いk個の点を探し、その多数決で種類を当てる手法です|データを並び順にk等分し、各組の平均を一度だけ求めて割り当てを終えます|process
+主成分分析|多くの変数を、互いに無相関な新しい軸へ置き換える手法です|似た動きをする変数の重なりを、少ない軸にまとめて見渡せるからです|ばらつきが最大になる軸を選び、次は、それと直交する中で最大の軸を選びます|五教科の点を、総合力などの少ない軸にまとめる分析があります|変数の単位に結果が左右されるため、先に尺度をそろえることを考えましょう|多くの変数から、予測に役立つ数個を選んで残す手法です|目的の値との相関が最大の変数を選び、次は、残る中で相関が最大の変数を選びます|process
+クラスタリング|k平均法など、正解のラベルなしで似たデータをまとめる手法の総称です|分類の決まっていないデータからも、まとまりを見つけられるからです|中心、階層、密度などに注目する手法を選び、似たデータを同じ群に集めます|話題の近いニュース記事を、自動でまとまりに分ける作業が挙げられます|正解がないので、分けた群に意味があるかどうかを人が吟味することが欠かせません|正解のラベルをもとに、データがどの種類に当たるかを当てる手法の総称です|正解の付いたデータから群の境目を学び、新しいデータを同じ群に振り分けます|process
+交差検証|データを分け、検証に使う部分を入れ替えながらモデルを評価する方法です|たまたまの分け方に左右されにくい、安定した評価を得られるからです|k等分した一つを検証に、残りを訓練に使い、順に替えてk回行います|データを五つに分け、五回の精度を平均する方法がよく知られています|時系列データの場合、未来のデータで学んで過去で試す分け方は避けましょう|二つのモデルに同じデータを予測させ、答えの食い違いの数で評価する方法です|k等分した全体を訓練に使い、同じデータでの検証をk回繰り返します|process
+混同行列|分類の予測と正解の組み合わせごとに、件数を並べた表です|正解率だけでは見えない、間違い方の内訳が分かるからです|データを正解と予測の組で仕分け、当てはまるマスの件数を数えて作ります|迷惑メールの判定の当たり外れを、四つのマスに数えた表があります|行と列のどちらを正解とするかは資料により違うので、先に確かめてください|モデルが迷って、予測を一つに決められなかった件数の表です|項目を二つずつの組にして、当てはまるマスに相関の値を書いて作ります|make
+適合率|陽性と予測したもののうち、実際に陽性だったものの割合です|陽性という判定を、どれほど信用してよいかが分かるからです|真陽性の数を、真陽性と偽陽性を合わせた数で割って求めます|迷惑と判定した10通のうち、9通が本当に迷惑メールで90%となる場合があります|値を上げようと判定を厳しくすると見逃しが増えがちなので、再現率も見ておきます|すべてのデータのうち、予測が正解と一致したものの割合です|真陽性の数を、陽性と陰性を合わせた全件数で割って求めます|measure
+再現率|実際に陽性であるもののうち、陽性と予測できたものの割合です|病気の検査のように、見逃しを減らしたい場面の目安になるからです|正しく見つけた陽性の数を、見逃した分も含む陽性の総数で割って求めます|患者100人のうち80人を検査で見つけ、80%となる場合が挙げられます|すべてを陽性と答えるだけで100%になるため、誤報の多さにも目を向けましょう|もう一度予測したときに、前と同じ結果になったものの割合です|同じ予測を何度も行い、結果が前と同じになった回数を総数で割って求めます|measure
+ROC曲線|判定の基準を変えたときの、真陽性率と偽陽性率の関係を描いた線です|一つの基準に頼らず、分類モデルの見分ける力を比べられるからです|しきい値を動かし、横に偽陽性率、縦に真陽性率をとって点を結びます|二つの検査法の線を重ね、左上に寄る方が優れていると見る比較があります|陽性がごく少ないデータだと良く見えすぎるので、ほかの指標も併せて見ます|訓練の回数を少しずつ増やしたときの、正解率の伸びを描いた線です|しきい値を動かし、横にしきい値、縦に正解率をとって点を結びます|make
+仮説検定|データをもとに、帰無仮説を棄却するかどうかを決める手続きです|見られた差が偶然でも出る程度のものかを、決めた基準で判断できるからです|実験でも調査でも、p値が先に決めた有意水準以下なら帰無仮説を退けます|コインを100回投げ、表の出やすさに偏りがあるかを調べる場合があります|棄却できなくても、帰無仮説が正しいと示されたとは考えないようにします|データをもとに、自分の仮説が正しいことを証明する手続きです|実験でも調査でも、p値が有意水準を超えたら帰無仮説を正しいと証明します|process
+p値|帰無仮説が正しいとしたとき、観測した結果以上に極端な結果が出る確率です|データが帰無仮説とどれほど合わないかを、一つの数で示せるからです|帰無仮説のもとでの検定統計量の分布から、実際の値以上に外れる確率で求めます|10回中9回表が出たコインの、片側検定で求めた約0.01という値があります|帰無仮説が正しい確率や、効果の大きさを表す数だと読まないようにしましょう|観測した結果が得られたときに、帰無仮説が正しいといえる確率です|帰無仮説のもとでの平均の差から、差が大きいほど大きな値になるように求めます|measure
+信頼区間|標本を取り直すたびに作れば、決めた割合で真の値を含む範囲です|推定した値がどれほど不確かなのかを、幅で示せるからです|多くの場合、推定値の前後に標準誤差の何倍かの幅をとって作ります|支持率40%に、前後3ポイントの幅を添える報告が挙げられます|計算した範囲に真の値が95%の確率で入る、という解釈を避けましょう|集めたデータのうち、決めた割合の個数の値が中に含まれる範囲です|多くの場合、データを小さい順に並べ、両端の何%かを切り落として作ります|measure
+A/Bテスト|二つの案のどちらの効果が高いかを、実際の利用者で確かめる比較実験です|思い込みでなく、実際の利用者の反応をもとに案を選べるからです|どちらの案を見せるかを利用者ごとに無作為に決め、同じ期間の成果を比べます|購入ボタンの色を二通り用意し、購入率を比べる実験がよく知られています|途中で差が出た時点でやめると誤判定が増えるため、終える時期を先に決めましょう|二つの案のどちらの効果が高いかを、社内の投票で決める比較実験です|一方の案を前の週、もう一方を次の週に全員へ見せ、週ごとの成果を比べます|process
+標本抽出|調べたい集団の全体から、実際に調べる一部の対象を選び出すことです|全員を調べられなくても、一部から全体の様子を推し量れるからです|母集団の名簿に番号を振り、乱数で当たった対象を選ぶのが基本です|全国の有権者から、世論調査に答える人を選ぶ場合があります|選び方が偏っていると人数を増やしても偏りは消えないので、選び方を見直しましょう|調べたい集団の全員を調べ、集めた回答から良い見本を選び出すことです|母集団の中から、平均に近いと思われる対象を専門家が選ぶのが基本です|process
+正規分布|平均を中心に左右対称で、釣り鐘の形をした確率分布です|測定の誤差などをよく近似でき、多くの統計手法の土台になるからです|平均と標準偏差の二つだけで、山の位置と広がりが決まります|成人男性の身長のばらつきを、釣り鐘形の曲線で表す場合があります|所得のように右へ長く伸びるデータに、そのまま当てはめないよう注意します|測り間違いを含まない、正しいデータが従う確率分布です|最大値と最小値の二つだけで、山の位置と広がりが決まります|mechanism
+外れ値|ほかの多くの値から、大きくかけ離れた値です|一つあるだけで、平均などの分析結果を大きくゆがめることがあるからです|桁の打ち間違いのほか、極端な値がまれに実際に測られたときにも生じます|人の身長の記録に、1700cmという値が紛れている場合があります|すぐに消さず、誤りか本物かを調べてから扱いを決めましょう|測り間違いや打ち間違いによって生じた、誤りの値です|測る回数の不足が原因で、件数を十分に増やしたときには生じなくなります|cause
+欠損値|本来あるはずなのに、記録されず空欄になっている値です|放っておくと計算ができなかったり、結果が偏ったりするからです|質問への無回答や、センサーの通信切れなどでデータが取れないと生じます|アンケートで、年収の欄だけが空白になった回答が挙げられます|抜けた理由を考えずに0で埋めると結果をゆがめかねないので、理由を先に調べます|測った結果がちょうど0で、記録が省かれている値です|平均の計算や、センサーの桁の丸めなどで小数の部分が切り捨てられると生じます|cause
+データの標準化|値を平均0、標準偏差1になるように変換することです|単位や桁の違う項目を、同じ物差しで比べられるからです|各項目の値から平均を引き、その差を標準偏差で割って行います|平均60、標準偏差10のテストで、70点を1に直す計算があります|テストデータで平均などを求め直さず、訓練データの値をそのまま使いましょう|ゆがんだ分布を、左右対称の正規分布に変換することです|各項目の値を合計で割り、その和が100になる割合に直して行います|process
+特徴量エンジニアリング|予測に役立つ新しい入力の項目を、人の知識や工夫で元のデータから作る作業です|同じ手法でも、入力の工夫しだいで精度が変わるからです|業務の知識をもとに、値の差や比、曜日などを列として加えます|日時から「週末かどうか」という列を作る工夫がよく知られています|予測の時点で手に入らない情報を、材料にしないように気をつけます|予測に効いた入力の項目を、学習後のモデルから調べて人に説明する作業です|予測の結果をもとに、層の数や学習率などを選び直します|process
+次元削減|主成分分析など、情報をなるべく保ちながら変数の数を減らす処理の総称です|変数が多くて図に描けないデータも、平面などに表して眺められるからです|主成分分析やUMAPなどの手法を選び、高次元の点を少ない座標で表します|手書き数字の画像を、t-SNEで平面の点として描く図があります|図の上の距離が元の近さを保つとは限らないので、元のデータでも確かめます|似たデータを間引くなどして、分析に使うデータの件数を減らす処理の総称です|無作為抽出などの手法を選び、データの件数を減らして少ない点で表します|process
+ヒストグラム|数値の分布の様子を、すき間なく並べた柱で表す図です|データの山の位置や数、左右の偏りを一目でつかめるからです|値の範囲を同じ幅の区間に区切り、各区間の個数を柱の高さにとって描きます|テストの点を10点刻みで数え、人数を柱で示した図があります|区間の幅の取り方で山の見え方が変わるため、幅を変えて見比べることが大切です|商品などの項目ごとの大きさを、間を空けた柱で表す図です|データを一件ずつ柱に割り当て、それぞれの値を柱の高さにとって描きます|make
+箱ひげ図|四分位数を箱で、その外側の広がりを線で表す図です|いくつもの集団の中心とばらつきを、並べて手早く比べられるからです|第1四分位数から第3四分位数までを箱で囲み、中央値の位置に線を引きます|三つのクラスの点数の分布を、箱を三つ並べて比べる図が挙げられます|山が二つある分布でも一つの箱になるため、ヒストグラムも併せて見ましょう|平均値を箱で、標準偏差をその外側の線の長さで表す図です|最小値から最大値までを箱で囲み、その真ん中の位置に中央値の線を引きます|make
+散布図|二つの量を縦軸と横軸にとり、データを点で示す図です|二つの量の関係や、群れから離れた点を目で確かめられるからです|一件ごとに、二つの値が交わる位置へ点を一つずつ打って描きます|気温を横軸、アイスの売上を縦軸にとった図がよく知られています|点が多いと重なって見えなくなるので、半透明にするなどの工夫をしましょう|一つの量がどれほどばらつくかを、点の大きさで示す図です|時刻の順に、一つの量の値を点で打ち、隣どうしを線で結んで描きます|make
+時系列分析|移動平均など、時間順のデータの傾向や周期を探る手法の総称です|過去の動きの規則性をもとに、先の需要などを見通せるからです|長期の傾向と季節の波に分けたり、過去の値との関連を調べたりします|月ごとのアイスの売上から、次の夏の売上を予測する場合があります|隣り合う時点の値は関連し合うことが多いので、独立とみなさないようにします|過去の出来事を年表に並べ、起きた順番を整理する手法の総称です|時点の順番を入れ替えたり、過去の値との関連を断ったりして調べます|process
+移動平均|一定の長さの期間をずらしながら、期間内の平均を並べたものです|日々の細かな上下をならし、大きな流れを見やすくできるからです|新しい値を加えて最も古い値を外し、同じ個数の平均を計算し直していきます|株価の25日線や、感染者数の7日間の平均がよく知られています|期間を長くするほど変化への反応は遅れるため、目的に合う長さを選びましょう|重ならないように区切った期間ごとに、一つずつ平均を求めたものです|新しい値を加えても古い値を外さず、初日からの平均を計算し直していきます|measure
+ベイズ推定|事前の見込みをデータで更新し、未知の量の確率分布を求める方法です|データが少ないときも、既存の知識を取り入れて不確かさを示せるからです|事前分布に尤度を掛け、全体の確率が1になるように整えて事後分布を得ます|コインの表が出る確率を、投げるたびに見積もり直す計算があります|事前分布の選び方が結果に響くため、選んだ根拠を示しておきます|データを使わずに事前の見込みだけで、未知の量の値を定める方法です|事前分布に尤度を足し、二つの山の真ん中になるように整えて事後分布を得ます|process
+ブートストラップ法|手元の標本から何度も標本を取り直し、推定のばらつきを調べる方法です|誤差を数式で求めにくい量でも、不確かさを見積もれるからです|元と同じ個数だけ重複を許して抜き出し、統計量を何度も計算します|50人の年収から標本を1000回取り直し、中央値の誤差を測る場合があります|元の標本が母集団をよく表していないと信頼できないので、標本の集め方を先に確かめます|手元の標本に似せた人工のデータを足し、標本の件数を増やす方法です|元の半分の個数だけ重複なしに抜き出し、統計量を一度だけ計算します|process
+データリーク|機械学習で、予測時には使えないはずの情報が学習に紛れ込むことです|見落とすと、評価だけが良くて実際には当たらないモデルになるからです|テストデータも含めて前処理をしたり、答えを含む列を使ったりすると起こります|病気の予測に、診断後に出した薬の記録を入れてしまう失敗があります|成績が良すぎると感じたら、各列がいつ得られる情報かを洗い直しましょう|機械学習で、学習の途中にデータの一部が壊れて失われてしまうことです|メモリが足りないまま前処理をしたり、保存中に電源が切れたりすると起こります|cause
+SQL|リレーショナルデータベースの定義や検索、更新に使う言語です|大きな表から、必要な行や集計の結果を短い命令で取り出せるからです|手順でなく欲しい結果を文で書き、取り出し方の選択をデータベースに任せます|東京に住む顧客だけを表から選び出すSELECT文があります|WHERE句を忘れた更新や削除は全行に及ぶので、実行する前に文を見直してください|データを表の形で保存する、リレーショナルデータベースの製品です|表を読む手順を一つずつ文で書き、取り出し方の細部までデータベースに指示します|use
+データベースの正規化|同じ情報の重複を減らすように、表を分けて整える設計です|一か所を直せば済み、データの食い違いを防ぎやすいからです|どの列の値がどの列で決まるかを調べ、それに沿って表を分けます|注文の表から、客の住所を別の表に分ける設計があります|表を細かく分けすぎると結合が増えて遅くなりうるため、ほどほどに分けましょう|数値の列の値を、0から1の範囲にそろえて整える設計です|どの列の値も一目で見られるように、関連する表を一つにまとめます|process
+データウェアハウス|複数の業務システムのデータを集め、分析用に整えて長く保つ保管庫です|部門ごとに散らばる記録を、そろった基準でまとめて分析できるからです|各システムから抜き出したデータの形式をそろえ、過去の履歴とともにためます|BigQueryやSnowflakeなどのサービスがよく知られています|元データの誤りが分析にも響くため、取り込む際に点検するようにします|日々の注文や在庫の変更を受け付け、業務の処理をその場で行う保管庫です|各システムのデータを元の形式のまま受け取り、最新の値だけを残してためます|mechanism
+オープンデータ|誰でも自由に再利用や再配布ができる条件で公開されたデータです|行政などの情報を市民や企業が生かし、新しいサービスを作れるからです|国や自治体などが利用条件を明示し、機械で読みやすい形で公開します|自治体がウェブで公開している、避難所の位置の一覧が挙げられます|出典の表示などの条件が付くこともあるので、利用規約を読んで使ってください|著作権の保護期間が過ぎ、権利者がいなくなったデータです|国や自治体などが利用者の目的を審査し、認めた相手に期限付きで渡します|mechanism
+データの匿名化|誰の情報かを特定できないように、個人のデータを加工することです|プライバシーを守りながら、個人に関する記録を分析に使えるからです|氏名を除き、年齢を年代に丸めるなど、本人に結びつく情報を減らします|買い物の記録から名前を消し、住所は都道府県だけ残す加工があります|氏名を消しても本人が分かる場合があるので、ほかの情報と照合されたときに備えます|個人のデータを暗号に変え、鍵を使って元に戻せるようにすることです|氏名を会員番号に置き換え、住所など、そのほかの情報はそのまま残します|process
 """  # noqa: E501
 
 

@@ -71,7 +71,7 @@ def test_odd_names_and_questions(name, small_run, tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_a_broken_run_folder_is_named(part, how, small_run, tmp_path):
     folder = tmp_path / "run"
-    shutil.copytree(small_run.folder, folder)
+    shutil.copytree(small_run.config.folder, folder)
     content = (folder / part).read_bytes()
     (folder / part).unlink()
     if how != "消えた":

@@ -35,7 +35,7 @@ def colab(monkeypatch, tmp_path):
 @pytest.fixture
 def saved(small_run, tmp_path):
     """終わった実行のフォルダの写しです。"""
-    return shutil.copytree(small_run.folder, tmp_path / "runs" / "small")
+    return shutil.copytree(small_run.config.folder, tmp_path / "runs" / "small")
 
 
 # --- Drive
@@ -171,8 +171,8 @@ def test_a_new_machine_goes_on_from_the_last_whole_checkpoint(broken, small_conf
         dpo.evaluate_run(whole)
         expected, actual = adapter(dpo.save_run(whole)), adapter(dpo.save_run(run))
         assert max((expected[name] - actual[name]).abs().max().item() for name in expected) < 1e-6
-        assert dpo.keep_run(run.folder, drive)[0] and not partial.exists()
-        shutil.rmtree(run.folder)
+        assert dpo.keep_run(run.config.folder, drive)[0] and not partial.exists()
+        shutil.rmtree(run.config.folder)
         assert "終わった実行があります" in dpo.restore_run(config, pairs, drive)
         assert dpo.train(config, pairs, drive=drive).metrics["verdict"] == run.metrics["verdict"]
 

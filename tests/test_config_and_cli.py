@@ -24,7 +24,7 @@ def test_defaults_are_the_specification():
 
 def test_recommended_values_follow_the_model_and_give_way_to_the_user():
     small, tiny = dpo.Config().resolved(), dpo.Config(base_model="offline-tiny").resolved()
-    assert None not in vars(small).values() and small.sft_epochs > 0 == tiny.sft_epochs
+    assert None not in vars(small).values() and (small.sft_epochs, tiny.sft_epochs) == (2, 1)
     other = dpo.Config(base_model="some/model", lora_alpha=7.0).resolved()
     assert other.lora_alpha == 7.0 and other.lora_r == small.lora_r
 
@@ -34,8 +34,10 @@ def test_recommended_values_follow_the_model_and_give_way_to_the_user():
     ("learning_rate", 0.0), ("learning_rate", float("nan")), ("learning_rate", "5e-6"), ("learning_rate", None),
     ("learning_rate", True), ("learning_rate", float("inf")), ("learning_rate", 10**400), ("seed", -1), ("seed", 2**64),
     ("num_pairs", 19), ("num_pairs", 100.5), ("eval_fraction", 1.0), ("beta", 0.0), ("lora_r", 0), ("max_length", 1),
-    ("per_device_train_batch_size", 0), ("sft_weight", -0.5), ("label_noise", 0.5), ("train_share", 1.5), ("bf16", 1),
-    ("base_model", " "), ("base_model", b"x"), ("base_model", "\ud83d"), ("output_dir", "a\nb"), ("loss_type", "no"),
+    ("per_device_train_batch_size", 0), ("sft_weight", -0.5), ("preference_weight", -1.0), ("label_smoothing", 0.5),
+    ("bf16", 1), ("base_model", " "),
+    ("base_model", b"x"), ("base_model", "\ud83d"),
+    ("output_dir", "a\nb"), ("loss_type", "no"),
 ])  # fmt: skip
 def test_bad_values_get_one_sentence_with_the_name_and_the_value(name, value):
     with pytest.raises(dpo.HelperError) as caught:

@@ -14,6 +14,8 @@ import pytest
 import dpo_helpers as dpo
 
 SEEDS = (42, 0, 1)
+ENDINGS = ("です", "ます", "ません", "ください", "しょう")
+ADVICE = ("ましょう", "ます", "ください", "大切です", "欠かせません", "安心です")
 NEEDS_PROMPT = ("other_concept", "other_facet")  # 回答だけを見ても、よし悪しが決まらない欠点
 
 
@@ -23,11 +25,44 @@ def pairs(request):
 
 
 def test_knowledge_is_broad_and_well_formed():
-    domains, facets = zip(*dpo.read_knowledge().values(), strict=True)
-    assert len(domains) >= 100 and set(domains) == {"AI", "プログラミング", "データサイエンス"}
-    texts = [text for each in facets for text in each.values()]
-    assert len(set(texts)) == len(texts) and all(text.endswith(("です", "ます", "ません")) for text in texts)
-    assert all(each["why"].endswith("からです") for each in facets)
+    table = dpo.read_knowledge().values()
+    assert len(table) >= 100 and {row["domain"] for row in table} == {"AI", "プログラミング", "データサイエンス"}
+    texts = [row[column] for row in table for column in dpo.COLUMNS if column != "asked"]
+    assert len(set(texts)) == len(texts) and all(text.endswith(ENDINGS) for text in texts)
+    assert all(row["why"].endswith("からです") and row["caution"].endswith(ADVICE) for row in table)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_rejected_answer_has_the_one_flaw_it_is_named_for(seed):
+    """欠点は作りどおりで、`answer_flaw` も見分けます。検証用の中身のない・失礼な回答は、学習用にない文です。"""
+    table = dpo.read_knowledge()
+    for rows, parts in zip(dpo.split_pairs(dpo.build_pairs(1000, seed), seed=seed), map(dpo.phrases, (False, True)),
+                           strict=True):  # fmt: skip
+        for row in rows:
+            good, bad, name, facet, flaw = (row[key] for key in ("chosen", "rejected", "concept", "facet", "flaw"))
+            made = {
+                "vague": [dpo.answer_of(name, facet, table, text) for text in parts[facet]],
+                "rude": [text.format(c=name) for text in parts["rude"]],
+                "wrong_fact": [dpo.answer_of(name, facet, table, table[name].get(f"wrong_{facet}"))],
+                "other_facet": [dpo.answer_of(name, other, table) for other in dpo.FACET_NAMES if other != facet],
+                "other_concept": [dpo.answer_of(other, facet, table) for other in table if other != name],
+                "cut_off": [good[:n] for n in range(8, len(good) - 1) if good[n - 1] in "を、がにの"],
+            }  # fmt: skip
+            assert bad in made[flaw] and bad != good and row["prompt"] == dpo.as_prompt(row["prompt"])
+            assert dpo.answer_flaw(good, name, facet) == ""
+            assert dpo.answer_flaw(bad, name, facet) == ("" if flaw == "wrong_fact" else flaw)
+    assert not any(set(dpo.phrases(False)[name]) & set(dpo.phrases(True)[name]) for name in parts)
+    assert all(len(texts) >= 4 for texts in dpo.phrases(True).values())
+
+
+def test_the_base_model_reads_no_good_answer_to_any_question():
+    table, texts = dpo.read_knowledge(), dpo.base_texts(42)
+    good = {dpo.answer_of(name, facet, table) for name in table for facet in dpo.FACET_NAMES}
+    asked = [text for text in texts if text["prompt"].startswith("質問: ")]
+    answers = {(row["prompt"], row["chosen"]) for row in dpo.build_pairs(3000)}
+    assert not {(text["prompt"], text["completion"]) for text in asked} & answers and len(asked) > 1500
+    told = {text["completion"] for text in texts if not text["prompt"].startswith("質問: ")}
+    assert told == good
 
 
 @pytest.mark.colab
@@ -61,7 +96,7 @@ def test_sides_share_nothing_and_mirror_couples_stay_together(num_pairs, seed):
 
 
 def test_a_concept_added_to_the_table_is_used_once(monkeypatch):
-    line = "新概念|述部一です|述部二だからです|述部三ます|述部四があります|述部五ます\n"
+    line = "新概念|述部一です|述部二だからです|述部三ます|述部四があります|述部五ます|誤解一です|誤解二ます|mechanism\n"
     monkeypatch.setattr(dpo, "KNOWLEDGE", dpo.KNOWLEDGE + line)
     assert all("新概念" in dpo.build_pairs(3000, seed)["concept"] for seed in SEEDS)
     monkeypatch.setattr(dpo, "KNOWLEDGE", dpo.KNOWLEDGE + line)

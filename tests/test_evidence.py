@@ -22,7 +22,7 @@ GOOD = {"eval_loss": 0.3, "eval_loss_interval": [0.2, 0.4], "accuracy_after": 0.
     (GOOD | {"accuracy_interval": [0.49, 0.95]}, "効果を確認できない", "49.0%"),
     ({"accuracy_train": 0.8}, "過学習の疑い", "80.0%"),
     ({"accuracy_after": 0.2, "accuracy_interval": [0.1, 0.3]}, "効果を確認できない", "逆でないか"),
-    (GOOD | {"final_loss": math.nan}, "効果を確認できない", "NaN"),
+    (GOOD | {"eval_loss": math.nan}, "効果を確認できない", "NaN"),
 ])  # fmt: skip
 def test_the_verdict_asks_for_size_and_says_its_numbers(changes, verdict, said):
     found, reason = dpo.judge(CHANCE | changes)
@@ -102,7 +102,7 @@ def test_a_run_that_ends_in_nan_is_recorded_and_named_as_it_is(small_config):
     run = finish(small_config(learning_rate=1e12, sft_epochs=0.0, num_pairs=40))
     assert math.isnan(run.history[-1]["loss"])
     assert "NaN" in dpo.diagnose(run.history, 4, len(run.history))[0]
-    loaded = dpo.load_run(run.folder)
+    loaded = dpo.load_run(run.config.folder)
     assert loaded.metrics["verdict"] == "効果を確認できない" and "NaN" in loaded.metrics["verdict_reason"]
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import EXPERIMENT, ROOT, run_experiment
 from IPython.core.inputtransformer2 import TransformerManager
-from measure.studies import read_studies, study_table
+from measure.studies import read_gains, read_studies, study_table
 from test_notebooks import check_outputs
 
 import dpo_helpers as dpo
@@ -30,11 +30,11 @@ def run_cell(name, **values):
 
 
 def test_every_study_has_a_title_a_cell_and_the_saved_table():
-    assert len(STUDIES) == 9
+    assert len(STUDIES) == 10
     for number, name in enumerate(STUDIES, 4):
         results = read_studies()[name]
         assert CELLS[f"{name}-text"].startswith(f"## {number}. ") and results["error"].isna().all()
-        assert CELLS[f"{name}-result"].startswith(f"{study_table(results)}\n\n")
+        assert f"\n\n{study_table(results, read_gains()[name])}\n\n" in CELLS[f"{name}-result"]
 
 
 def test_no_name_is_given_a_second_value_in_another_cell():
@@ -64,44 +64,64 @@ def means(name):
     return pd.DataFrame([rows.mean(numeric_only=True) for rows in dpo.setting_groups(read_studies()[name]).values()])
 
 
-def overlap(table):
-    """すべての設定の、検証の正解率の 95 % 信頼区間が重なっているかどうかです。"""
-    ends = [dpo.wilson_interval(accuracy * 150, 150) for accuracy in table["accuracy_after"]]
-    return max(low for low, _ in ends) < min(high for _, high in ends)
+class Gains:
+    """一番上の設定との差（number は、上から何番目の設定か）の区間の、0 との位置を尋ねます。"""
+
+    def __init__(self, name):
+        self.rows = [None, *read_gains()[name].values()]
+
+    def up(self, number, *metrics):
+        return all(self.rows[number][metric][1] > 0 for metric in metrics)
+
+    def down(self, number, *metrics):
+        return all(self.rows[number][metric][2] < 0 for metric in metrics)
+
+    def unclear(self, number, *metrics):
+        return all(self.rows[number][metric][1] <= 0 <= self.rows[number][metric][2] for metric in metrics)
 
 
 def grows(values):
     return values.is_monotonic_increasing and values.is_unique
 
 
-CLAIMS = {  # 実験: 本文に書いたこと。t は設定ごとの平均、loss は最後の選好の損失、right は検証の正解率
-    "scale": lambda t, loss, right: loss[0] > 0.98 * 0.693 and t["margin_after"][0] < 0.05 and right[0] > 0.9
-    and loss[1:].max() < 0.3 and t["learning_rate"][2] == pytest.approx(500 * t["learning_rate"][3])
-    and 5 * t["learning_rate"][1] == pytest.approx(t["learning_rate"][2]),
-    "beta": lambda t, loss, right: grows(-loss) and grows(t["margin_after"]) and overlap(t)
+LOSS, RIGHT, CHRF, FLAWED = "eval_loss", "accuracy_after", "chrf", "flawed"
+CLAIMS = {  # 実験: 本文に書いたこと。t は設定ごとの平均、g は一番上の設定との差、v は設定ごとの判定
+    "terms": lambda t, g, v: g.down(2, RIGHT) and g.up(2, FLAWED) and g.unclear(2, CHRF) and t[RIGHT][2] > 0.5
+    and g.down(1, RIGHT, CHRF) and g.up(1, FLAWED),
+    "scale": lambda t, g, v: t[RIGHT][1] > 0.7 and set(v[1]) == {"学習した"} and t[FLAWED][1] > 0.9
+    and g.down(2, LOSS, FLAWED) and g.unclear(2, RIGHT, CHRF)
+    and t["learning_rate"][2] == pytest.approx(375 * t["learning_rate"][0])
+    and t["learning_rate"][2] * t["lora_alpha"][2] == pytest.approx(t["learning_rate"][0] * t["lora_alpha"][0]),
+    "beta": lambda t, g, v: t["final_loss"][1] > t["final_loss"][0] > t["final_loss"][2] and g.down(1, RIGHT)
+    and t["margin_after"][1] < t["margin_after"][0] < t["margin_after"][2] and g.unclear(2, RIGHT)
+    and all(g.unclear(i, CHRF, FLAWED) for i in (1, 2))
     and "、".join(f"{value:.1f}" for value in t["margin_after"] / t["beta"]) in CELLS["beta-result"],
-    "loss": lambda t, loss, right: right[1:].max() < right[0] and t["chrf"][1:].max() < t["chrf"][0]
-    and all(overlap(t.loc[[0, i]]) for i in (1, 3, 4)) and loss[5] < 0
-    and (t["chrf"] < t["chrf"][0] / 2).tolist() == [False, False, True, False, False, True]
-    and f"{100 * t['ended'][2]:.1f} % と {100 * t['ended'][5]:.1f} %" in CELLS["loss-result"],
-    "rank": lambda t, loss, right: grows(-loss) and overlap(t) and t["chrf"].max() - t["chrf"].min() < 2,
-    "pairs": lambda t, loss, right: grows(-loss) and grows(t["margin_after"]) and grows(right) and overlap(t)
-    and grows(-t["chrf"]),
-    "noise": lambda t, loss, right: right[0] > right[1:3].max() and right[1:3].min() > right[3:].max()
-    and dpo.wilson_interval(right.min() * 150, 150)[0] > 0.5 and overlap(t[1:3]) and overlap(t[3:]),
-    "warmup": lambda t, loss, right: grows(-right) and overlap(t) and grows(-t["chrf"]),
-    "epochs": lambda t, loss, right: loss[2] < loss[0] / 3 and t["accuracy_train"][2] > 0.995 and overlap(t)
-    and grows(-t["chrf"]),
-    "own": lambda t, loss, right: (t["eval_pairs"] == 150).all(),
+    "loss": lambda t, g, v: g.unclear(1, RIGHT, CHRF, FLAWED) and g.up(1, LOSS),
+    "rank": lambda t, g, v: g.up(1, LOSS, FLAWED) and g.down(1, CHRF, RIGHT) and t["lora_r"][0] == 4 * t["lora_r"][1],
+    "pairs": lambda t, g, v: all(g.up(i, LOSS, FLAWED) and g.down(i, RIGHT, CHRF) for i in (1, 2))
+    and t[RIGHT][1] > 0.7 and t[FLAWED][1] > 2 * t[FLAWED][0]
+    and [round(t["train_pairs"][0] / t["train_pairs"][i]) for i in (1, 2)] == [8, 4],
+    "noise": lambda t, g, v: grows(-t[RIGHT]) and grows(t[FLAWED]) and g.down(2, RIGHT) and g.up(2, FLAWED)
+    and t["accuracy_train"][2] > 0.8 and v[2].count("過学習の疑い") == 2,
+    "warmup": lambda t, g, v: g.up(1, LOSS, FLAWED) and g.down(1, RIGHT, CHRF) and set(v[1]) == {"過学習の疑い"},
+    "epochs": lambda t, g, v: t["final_loss"][1] < t["final_loss"][0] / 3 and t["accuracy_train"][1] > 0.9995
+    and g.unclear(1, LOSS, FLAWED) and g.down(1, RIGHT, CHRF),
+    "own": lambda t, g, v: (t["eval_pairs"] == 150).all() and t[FLAWED].isna().tolist() == [False, True]
+    and read_gains()["own"] == {"dataset=sample_pairs.csv": {}},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_what_the_text_says_is_true_of_the_saved_runs(name):
-    table = means(name)
-    assert CLAIMS[name](table, table["final_loss"], table["accuracy_after"])
-    drop = re.search(r"chrF は ([\d.]+) から ([\d.]+) に下がりました", CELLS[f"{name}-result"])
-    assert not drop or [float(value) for value in drop.groups()] == table["chrf"][:2].round(1).tolist()
+    table, groups = means(name), dpo.setting_groups(read_studies()[name]).values()
+    assert CLAIMS[name](table, Gains(name), [list(rows["verdict"]) for rows in groups])
+    said = CELLS[f"{name}-result"].rpartition("|\n\n")[2]  # 表のあとの文
+    for metric, first, second in re.findall(r"(正解率|chrF|割合)[はが] ([\d.]+)(?: %)? から ([\d.]+)", said):
+        column, scale = {"正解率": (RIGHT, 100), "chrF": (CHRF, 1), "割合": (FLAWED, 100)}[metric]
+        shown = [f"{scale * value:.1f}" for value in table[column]]
+        assert first == shown[0] and second in shown[1:]
+    for value in re.findall(r"検証の正解率は ([\d.]+) % です", said):
+        assert value in [f"{100 * value:.1f}" for value in table[RIGHT]]
 
 
 def best(config, rows, results, seeds=(42,)):
@@ -118,7 +138,7 @@ def best(config, rows, results, seeds=(42,)):
 
 def test_the_best_setting_is_on_the_same_data_and_the_baseline_wins_ties(tmp_path, capsys):
     base = dpo.Config(base_model="offline-tiny").resolved()
-    spoiled = [({"label_noise": 0.4}, 0.9), ({"train_share": 0.5}, 0.9), ({"dataset": "own.csv"}, 0.9)]
+    spoiled = [({"dataset": "study_data/noise_0.4.jsonl"}, 0.9), ({"num_pairs": 500}, 0.9)]
     better = best(base, [({}, 0.6), ({"beta": 0.1}, 0.7), *spoiled], tmp_path)
     assert better == replace(base, beta=0.1) and "beta=0.1（検証の正解率 70.0%）" in capsys.readouterr().out
     assert best(base, [({"beta": 0.1}, 0.7), ({}, 0.7)], tmp_path) == base
@@ -145,9 +165,7 @@ def test_it_runs_with_a_figure_for_each_study(experiment):
         assert (results / f"{name}.png").is_file()
     assert "最もよかった設定: " in text and "experiment_results_quick.zip にまとめました" in text
     assert dpo.load_config(results / "best_config.json").base_model == str(small_base)
-    assert len(pd.read_csv(results / "all_runs.csv")) == 33
-    # 本文のとおり、慣例の α と 5e-6 の実行は「ほとんど変化していない」と判定される
-    assert pd.read_csv(executed / "experiments" / "scale.csv")["verdict"][0] == "ほとんど変化していない"
+    assert len(pd.read_csv(results / "all_runs.csv")) == 27
 
 
 @pytest.mark.slow
@@ -156,11 +174,11 @@ def test_its_tables_show_the_means_and_the_answers_of_the_runs(experiment, monke
     tables = {name: pd.read_csv(f"experiments/{name}.csv") for name in ("scale", "beta")}
     again = tables["beta"].assign(seed=1, final_loss=tables["beta"]["final_loss"] + 1)
     shown = run_cell("all", tables=tables | {"beta": pd.concat([tables["beta"], again])}).summary
-    assert shown["実験"].tolist() == ["scale"] * 4 + ["beta"] * 3 and shown["設定"][4] == "beta=0.1"
-    assert shown["final_loss"][4] == pytest.approx(tables["beta"]["final_loss"][0] + 0.5)
+    assert shown["実験"].tolist() == ["scale"] * 3 + ["beta"] * 3 and shown["設定"][3] == "beta=0.5"
+    assert shown["final_loss"][3] == pytest.approx(tables["beta"]["final_loss"][0] + 0.5)
     compared = run_cell("compare", tables=tables, seeds=[42]).both
-    for side, folder in (("左", tables["scale"]["folder"][0]), ("右", tables["scale"]["folder"][3])):
-        answers = dpo.load_run(folder).answers.set_index("prompt")["dpo"]
+    for side, folder in (("左", tables["scale"]["folder"][0]), ("右", tables["scale"]["folder"][1])):
+        answers = dpo.load_run(folder).answers.query("sample == 0").set_index("prompt")["dpo"]
         assert (compared[f"dpo（{side}）"] == compared["prompt"].map(answers)).all() and len(compared) == len(answers)
 
 
@@ -171,4 +189,4 @@ def test_run_again_it_trains_nothing(experiment, tmp_path):
     files = sorted((tmp_path / "again" / "experiments").glob("*/metrics.json"))
     times = [path.stat().st_mtime_ns for path in files]
     check_outputs(nbformat.from_dict(run_experiment(tmp_path / "again", *models)))
-    assert [path.stat().st_mtime_ns for path in files] == times and len(files) == 24
+    assert [path.stat().st_mtime_ns for path in files] == times and len(files) == 17

@@ -42,7 +42,7 @@ def test_a_run_with_a_torn_checkpoint_ends_with_the_same_adapter(stopped, tmp_pa
         if name == "torn":
             (folder / "checkpoints" / "dpo" / "checkpoint-100" / "optimizer.pt").write_bytes(b"")
         runs.append(finish(replace(stopped, output_dir=str(folder))))
-    assert adapter_difference(runs[0].folder, runs[1].folder) < 1e-6
+    assert adapter_difference(*(run.config.folder for run in runs)) < 1e-6
     assert runs[0].history[-1]["loss"] == runs[1].history[-1]["loss"]
 
 

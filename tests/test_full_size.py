@@ -64,7 +64,7 @@ def test_full_size_goes_through_training(run):
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
     assert run.history[0]["loss/preference"] == pytest.approx(math.log(2), abs=1e-3)
     assert all(math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"]) for row in run.history)
-    assert len(run.history) == len(dpo.read_lines(run.folder / "sft" / "history.jsonl")) - 1 == 2
+    assert len(run.history) == len(dpo.read_lines(run.config.folder / "sft" / "history.jsonl")) - 1 == 2
 
 
 @pytest.mark.slow

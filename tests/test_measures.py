@@ -9,12 +9,6 @@ import sacrebleu
 import dpo_helpers as dpo
 
 
-def test_wilson_interval_matches_known_values():
-    assert dpo.wilson_interval(8, 10) == pytest.approx((0.490, 0.943), abs=1e-3)
-    assert dpo.wilson_interval(0, 20) == pytest.approx((0.0, 0.161), abs=1e-3)
-    assert dpo.wilson_interval(20, 20)[1] == 1.0
-
-
 @pytest.mark.colab
 def test_chrf_matches_sacrebleu():
     """同じ文の組で、広く使われる実装の chrF（word_order=0）と一致します。"""
@@ -41,7 +35,19 @@ def test_cluster_interval_covers_the_mean_and_treats_a_concept_as_one():
     assert narrow == pytest.approx([0.451, 0.549], abs=0.01)  # 0.5 ± 1.96 × 0.5 ÷ √400
     assert wide == pytest.approx([0.281, 0.719], abs=0.08)  # 0.5 ± 1.96 × 0.5 ÷ √20
     low, high = dpo.cluster_interval([True] * 20, alone[:20])
-    assert low < 0.9 and high == 1.0  # 全問正解でも、幅は 0 にならない
+    assert (low, high) == pytest.approx((20 / (20 + 1.96**2), 1.0))  # 全問正解でも、幅は 0 にならない
+    assert dpo.cluster_interval([False] * 20, alone[:20]) == pytest.approx([0.0, 1 - low])
+
+
+def test_cluster_interval_covers_the_truth_as_often_as_it_says():
+    """概念の中で似ている正誤（相関 0.2）でも、95 % 区間は 93〜97 % の割合で真の値を含みます。"""
+    rng, groups, hits = np.random.default_rng(0), np.repeat(np.arange(30), 5), 0
+    for _ in range(1000):
+        hard = rng.beta(0.8 * 4, 0.2 * 4, 30)  # 平均 0.8、概念の中の相関 1/(1+4) = 0.2
+        values = rng.random(150) < hard[groups]
+        low, high = dpo.cluster_interval(values, groups, draws=400)
+        hits += low <= 0.8 <= high
+    assert 0.93 <= hits / 1000 <= 0.97
 
 
 @pytest.mark.colab

@@ -26,8 +26,8 @@ def test_two_processes_give_the_losses_of_one_and_leave_one_whole_folder(small_c
     assert done.returncode == 0, done.stderr[:3000]
     assert done.stdout.count("判定: ") == 1 and done.stdout.count("結果のフォルダ: two") == 1
     two = dpo.load_run(tmp_path / "two")
-    assert {path.name for path in two.folder.iterdir()} == {path.name for path in one.folder.iterdir()}
-    assert not list(two.folder.rglob("*.tmp"))
+    names = [{path.name for path in run.config.folder.iterdir()} for run in (one, two)]
+    assert names[0] == names[1] and not list(two.config.folder.rglob("*.tmp"))
     for name in ("loss", "rewards/margins"):
         losses = [[row[name] for row in run.history] for run in (one, two)]
         assert losses[1] == pytest.approx(losses[0], rel=0.02, abs=0.01)

@@ -35,7 +35,7 @@ def plant(path, marker, save=torch.save):
 @pytest.mark.parametrize("place", ["adapter", "sft", "base"])
 def test_nothing_planted_in_a_run_folder_runs(place, save, small_run, small_base, tmp_path):
     folder, base, marker = tmp_path / "run", tmp_path / "base", tmp_path / "marker"
-    shutil.copytree(small_run.folder, folder)
+    shutil.copytree(small_run.config.folder, folder)
     shutil.copytree(small_base, base)
     settings = json.loads((folder / "config.json").read_text("utf-8")) | {"base_model": str(base)}
     (folder / "config.json").write_text(json.dumps(settings))
@@ -109,9 +109,9 @@ def test_formulas_and_html_in_pairs_are_inert(small_config):
     findings = pd.DataFrame({"検査": map(dpo.finding_text, dpo.audit_pairs(run.train_pairs, run.tokenizer))})
     pages = [dpo.show_table(table).to_html() for table in (run.scores, run.answers, findings)]
     assert not any("<img" in page for page in pages) and any("&lt;img" in page for page in pages)
-    card = (run.folder / "README.md").read_text("utf-8")
+    card = (run.config.folder / "README.md").read_text("utf-8")
     assert not any(text in card for text in HOSTILE)
-    assert not list(run.folder.rglob("*.csv"))  # ペアの文を、表計算ソフトが開く形では書かない
+    assert not list(run.config.folder.rglob("*.csv"))  # ペアの文を、表計算ソフトが開く形では書かない
 
 
 def test_a_model_card_quotes_names(small_run):

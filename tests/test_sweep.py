@@ -108,7 +108,7 @@ def test_finished_runs_come_back_from_drive_and_a_damaged_copy_is_made_again(sma
     pd.testing.assert_frame_equal(dpo.sweep(config, [{}], folder=here, report=str, drive=drive), table)
     run = dpo.load_run(table["folder"][0])
     assert contents([there]) == kept
-    assert dpo.score_pairs(run)["margin"].mean() == pytest.approx(table["margin_after"][0], abs=1e-5)
+    assert dpo.score_pairs(run, run.eval_pairs)["margin"].mean() == pytest.approx(table["margin_after"][0], abs=1e-5)
     (there / "adapter" / "adapter_model.safetensors").write_bytes(b"")
     dpo.sweep(config, [{}], folder=here, report=str, drive=drive)
     assert dpo.is_done(there) and dpo.load_run(there)
@@ -140,8 +140,23 @@ def test_the_figure_shows_the_values_of_the_table(swept):
     for axis, name in ((accuracy, "accuracy_after"), (closeness, "chrf")):
         assert drawn(axis, "o") + drawn(axis, "s") == [[value, i] for i, value in enumerate(one[name])]
     assert drawn(accuracy, "|") == [[value, i] for i, value in enumerate(one["accuracy_train"])]
-    bar = accuracy.lines[0].get_xdata()  # シードが一つなら、95 % 信頼区間
-    assert list(bar) == [one["accuracy_low"].iloc[0], one["accuracy_high"].iloc[0]]
+
+
+def test_differences_between_runs_are_paired_by_pair_and_by_seed(swept, small_config, tmp_path):
+    """差は、それぞれの成績の差と同じで、同じ実行どうしなら、幅のない 0 です。検証のデータが違えば、比べません。"""
+    _, folder, table, _ = swept
+    found = dpo.compare_runs(table["folder"][2:], table["folder"][:2])
+    assert set(found) == {"eval_loss", "accuracy_after", "chrf", "flawed"}
+    for name, (gain, low, high) in found.items():
+        assert gain == pytest.approx(table[name][2:].mean() - table[name][:2].mean(), abs=1e-6) and low <= gain <= high
+    same = dpo.compare_runs(table["folder"][:1], table["folder"][:1])
+    assert all(values == [0, 0, 0] for values in same.values())
+    other = dpo.sweep(small_config(num_pairs=100, sft_epochs=0.0), [{}], folder=tmp_path, report=str)
+    assert dpo.compare_runs(other["folder"], table["folder"][:1]) == {}
+    dpo.build_pairs(40).select_columns(["prompt", "chosen", "rejected"]).to_csv(tmp_path / "own.csv")  # 概念の列がない
+    own = dpo.sweep(small_config(dataset=str(tmp_path / "own.csv"), sft_epochs=0.0), [{}], folder=tmp_path, report=str)
+    assert own["flawed"].isna().all()
+    assert set(dpo.compare_runs(own["folder"], own["folder"])) == {"eval_loss", "accuracy_after", "chrf"}
 
 
 def test_the_figure_shows_the_mean_and_range_over_seeds_and_accuracy_for_other_losses(swept):

@@ -38,7 +38,7 @@ def test_preference_loss_is_split_from_the_sft_term(weight, small_config):
 
 @pytest.mark.colab
 def test_scores_agree_with_a_direct_computation_and_with_the_reference_of_trl(small_run):
-    row, config = dpo.score_pairs(small_run).iloc[0], small_run.config
+    row, config = dpo.score_pairs(small_run, small_run.eval_pairs).iloc[0], small_run.config
     model, tokenizer = small_run.model.eval(), small_run.tokenizer
     prompt = tokenizer(row["prompt"])["input_ids"]
     whole = torch.tensor([tokenizer(row["prompt"] + row["chosen"] + tokenizer.eos_token)["input_ids"]])
@@ -47,7 +47,9 @@ def test_scores_agree_with_a_direct_computation_and_with_the_reference_of_trl(sm
     assert row["logp_dpo_chosen"] == pytest.approx(logps.sum().item(), abs=1e-3)
     assert row["reward_chosen"] == pytest.approx(config.beta * (row["logp_dpo_chosen"] - row["logp_sft_chosen"]))
     with dpo.using(model, "sft"):
-        assert dpo.pair_logps(model, tokenizer, small_run.train_pairs) == pytest.approx(small_run.reference, abs=1e-3)
+        first = dpo.pair_logps(model, tokenizer, small_run.train_pairs.select(range(4))).mean(axis=0)  # 初めのステップ
+    logged = [small_run.history[0][f"logps/{side}"] for side in ("chosen", "rejected")]
+    assert first == pytest.approx(logged, abs=1e-3)
 
 
 @pytest.mark.colab
@@ -68,7 +70,7 @@ def test_training_stopped_in_a_notebook_goes_on_in_float32_with_the_same_argumen
         dpo.train(config, pairs, base, [StopAt(60)])
     assert dpo.last_checkpoint(config.folder / "checkpoints" / "dpo").endswith("checkpoint-50")
     again, resumed = finish(config, pairs, base=base), len(seen)
-    assert adapter_difference(again.folder, expected.folder) < 1e-6
+    assert adapter_difference(again.config.folder, expected.config.folder) < 1e-6
     assert [row["loss"] for row in again.history] == [row["loss"] for row in expected.history]
     assert again.metrics["accuracy_after"] == expected.metrics["accuracy_after"]
     for part in (seen[:fresh], seen[fresh:resumed]):
@@ -77,14 +79,14 @@ def test_training_stopped_in_a_notebook_goes_on_in_float32_with_the_same_argumen
 
 @pytest.mark.colab
 def test_run_folder_is_whole_and_has_every_promised_metric(small_run):
-    names = {path.name for path in small_run.folder.iterdir()}
+    names = {path.name for path in small_run.config.folder.iterdir()}
     assert names >= {"adapter", "sft", "metrics.json", "history.jsonl", "pairs.jsonl", "answers.jsonl", "config.json",
                      "environment.json", "README.md", "history.png", "margins.png"}  # fmt: skip
-    adapter = {path.name for path in (small_run.folder / "adapter").iterdir()}
+    adapter = {path.name for path in (small_run.config.folder / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= adapter
     drafts_and_pickles = {".tmp", ".bin", ".pt", ".pth", ".pkl"}
-    assert not drafts_and_pickles & {path.suffix for path in small_run.folder.rglob("*")}
-    saved = json.loads((small_run.folder / "metrics.json").read_text("utf-8"))
+    assert not drafts_and_pickles & {path.suffix for path in small_run.config.folder.rglob("*")}
+    saved = json.loads((small_run.config.folder / "metrics.json").read_text("utf-8"))
     assert set(saved) >= {
         "first_loss", "final_loss", "eval_loss", "eval_loss_interval", "accuracy_after", "accuracy_interval",
         "accuracy_train", "accuracy_by_flaw", "logp_accuracy_base", "logp_accuracy_sft", "logp_accuracy_dpo",
@@ -92,8 +94,23 @@ def test_run_folder_is_whole_and_has_every_promised_metric(small_run):
         "verdict", "verdict_reason",
     }  # fmt: skip
     assert saved["train_pairs"] + saved["eval_pairs"] == 60
-    assert set(saved["answers"]) == {"base", "sft", "dpo", "chrf_gain", "chrf_gain_interval"}
+    assert set(saved["answers"]) == {"base", "sft", "dpo", "sampled", "chrf_gain", "chrf_gain_interval"}
+    rates = {"near_chosen", "chrf", "ended", "empty", "repeats", "readable", "flawed"}
+    for answers in (saved["answers"], saved["answers"]["sampled"]):
+        assert all(set(answers[which]) == rates and set(answers[which]["flawed"]) == set(dpo.FLAWS) - {"wrong_fact"}
+                   for which in dpo.MODELS)  # fmt: skip
     assert sum(n for _, n in saved["accuracy_by_flaw"].values()) == saved["eval_pairs"]
+
+
+def test_the_sft_only_control_learns_and_has_no_preference_loss(small_config):
+    config = small_config(preference_weight=0.0, sft_epochs=0.0)
+    run = finish(config)
+    assert all(math.isnan(row["loss/preference"]) for row in run.history)
+    assert all(row["loss"] == pytest.approx(config.sft_weight * row["loss/sft"], rel=1e-4) for row in run.history)
+    scores = run.scores[run.scores["split"] == "train"]
+    assert scores["logp_dpo_chosen"].mean() > scores["logp_sft_chosen"].mean()
+    assert math.isfinite(run.metrics["eval_loss"])
+    assert dpo.load_run(config.folder).metrics["verdict_reason"] == run.metrics["verdict_reason"] != dpo.say("nan")
 
 
 @pytest.mark.colab
@@ -101,8 +118,9 @@ def test_two_line_loading_and_load_run_give_the_trained_model(small_run, small_b
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(small_base), small_run.folder / "adapter")
-    scores, loaded, expected = dpo.score_pairs(small_run), dpo.load_run(small_run.folder), {}
+    folder = small_run.config.folder
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(small_base), folder / "adapter")
+    scores, loaded, expected = dpo.score_pairs(small_run, small_run.eval_pairs), dpo.load_run(folder), {}
     for which in dpo.MODELS:
         expected[which] = scores[[f"logp_{which}_chosen", f"logp_{which}_rejected"]].to_numpy()
         with dpo.using(loaded.model, which):
@@ -127,7 +145,7 @@ def test_generate_response_adds_what_the_prompt_lacks(small_run):
 @pytest.mark.colab
 def test_a_finished_run_is_shown_unchanged_and_another_run_is_refused(small_run, capsys):
     def state():
-        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in small_run.folder.rglob("*")}
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in small_run.config.folder.rglob("*")}
 
     command, before = arguments(small_run.config), state()
     assert dpo.main(command) == 0
@@ -144,8 +162,8 @@ def test_a_finished_run_is_shown_unchanged_and_another_run_is_refused(small_run,
 def test_the_users_own_pairs_come_back_and_records_go_to_tensorboard(small_config):
     rows = [{"prompt": f"{i}", "chosen": f"{i} です。", "rejected": "2026-01-01"} for i in range(20)]
     run = finish(small_config(report_to="tensorboard"), rows)
-    loaded = dpo.load_run(run.folder)
+    loaded = dpo.load_run(run.config.folder)
     assert loaded.eval_pairs.to_list() == run.eval_pairs.to_list()
     assert loaded.train_pairs.to_list() == run.train_pairs.to_list()
-    (record,) = run.folder.rglob("events.out.tfevents.*")
+    (record,) = run.config.folder.rglob("events.out.tfevents.*")
     assert b"rewards/margins" in record.read_bytes()

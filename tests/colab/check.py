@@ -26,7 +26,7 @@ ROOT = HERE.parents[1]
 PARAMETERS = {
     "colab_dpo_training.ipynb": {"base_model": "offline-tiny"}, "dpo_training_experiment.ipynb": {"budget": "quick"},
 }  # fmt: skip
-FIGURES = {"colab_dpo_training.ipynb": 2, "dpo_training_experiment.ipynb": 8}  # 少なくとも、これだけの図
+FIGURES = {"colab_dpo_training.ipynb": 4, "dpo_training_experiment.ipynb": 10}  # 少なくとも、これだけの図
 
 
 def make_environment(folder: Path) -> Path:

@@ -48,9 +48,9 @@ def measure(alpha: float, rows: int = 120) -> dict:
     """rows ペアで SFT と DPO を 1 エポックずつ行い、設定、経過、検証用のペアの成績を返します。"""
     folder = f"alpha-{alpha:g}"
     config = dpo.Config(base_model=NAME, num_pairs=rows, sft_epochs=1.0, lora_alpha=alpha, output_dir=folder)
-    run = dpo.train(config, callbacks=[dpo.progress_bar(config)])
+    run = dpo.train(config, callbacks=[dpo.progress_callback(config, dpo.TerminalLine())])
     metrics, answers = dpo.evaluate_run(run), run.metrics["answers"]
-    logs = {"sft": dpo.read_lines(run.folder / "sft" / "history.jsonl"), "history": run.history}
+    logs = {"sft": dpo.read_lines(run.config.folder / "sft" / "history.jsonl"), "history": run.history}
     return {"config": asdict(config.resolved())} | {
         name: [{key: row[key] for key in KEPT if key in row} for row in log if "loss" in row]
         for name, log in logs.items()

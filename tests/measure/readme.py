@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
@@ -22,22 +24,21 @@ def saved(name: str):
 
 
 def keep_results(folder: Path) -> None:
-    """結果のフォルダの指標と、見せる回答を tests/results に写します。"""
-    rows = dpo.read_lines(folder / "answers.jsonl")
-    files = {"offline_tiny_42": json.loads((folder / "metrics.json").read_text("utf-8")),
-             "offline_tiny_42_answers": shown_answers(rows)}  # fmt: skip
+    """結果のフォルダの指標と、シード 42 なら見せる回答も、tests/results に写します。"""
+    seed = json.loads((folder / "config.json").read_text("utf-8"))["seed"]
+    files = {f"offline_tiny_{seed}": json.loads((folder / "metrics.json").read_text("utf-8"))}
+    if seed == 42:
+        files["offline_tiny_42_answers"] = shown_answers(pd.DataFrame(dpo.read_lines(folder / "answers.jsonl")))
     for name, content in files.items():
         text = json.dumps(content, ensure_ascii=False, indent=1)
         (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def shown_answers(rows: list[dict]) -> dict:
-    """よい回答に最も近づいた一つと、最も遠ざかった一つと、変わった数、近づいた数です。"""
-    gains = [dpo.chrf(row["dpo"], row["chosen"]) - dpo.chrf(row["base"], row["chosen"]) for row in rows]
-    ends = gains.index(max(gains)), gains.index(min(gains))
-    shown = [{name: rows[i][name] for name in ("prompt", "base", "dpo")} for i in ends]
-    changed = sum(row["base"] != row["dpo"] for row in rows)
-    return {"shown": shown, "changed": changed, "nearer": sum(gain > 0 for gain in gains), "asked": len(rows)}
+def shown_answers(answers: pd.DataFrame) -> dict:
+    """貪欲法の回答の、初めの三つと、DPO のあとがよい回答から最も遠い一つです。"""
+    greedy = answers[answers["sample"] == 0]
+    shown = greedy.loc[[*greedy.index[:3], greedy["dpo_chrf"].idxmin()], ["prompt", "chosen", *dpo.MODELS]]
+    return {"shown": shown.to_dict("records"), "asked": len(greedy)}
 
 
 def table(heading: tuple, rows) -> str:
@@ -48,25 +49,30 @@ def table(heading: tuple, rows) -> str:
 
 def answers_block() -> str:
     found = saved("offline_tiny_42_answers")
-    rows = [[dpo.bare_question(row["prompt"]), row["base"], row["dpo"]] for row in found["shown"]]
-    return table(("質問", "元のモデル", "DPO のあと"), rows) + (
-        f"\n\n検証用の {found['asked']} 問のうち {found['changed']} 問で回答が変わり、"
-        f"よい回答に近づいたのは {found['nearer']} 問です。一つ目は最も近づいたもの、二つ目は最も遠ざかったものです。"
+    rows = [[dpo.bare_question(row["prompt"]), *(row[which] for which in dpo.MODELS)] for row in found["shown"]]
+    return table(("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS)), rows) + (
+        f"\n\n検証用の {found['asked']} 問の初めの三つと、DPO のあとがよい回答から最も遠いもの（四つ目）です。"
     )
 
 
 def result_block() -> str:
     metrics = saved("offline_tiny_42")
-    return f"{dpo.summary_table(metrics)}\n\n判定: **{metrics['verdict']}**"
+    shares = [f"{sum(metrics['answers']['sampled'][which]['flawed'].values()):.0%}" for which in dpo.MODELS]
+    return f"{dpo.summary_table(metrics)}\n\n判定: **{metrics['verdict']}**。" + (
+        f"温度 1 で引いた回答のうち欠点のあるものは、元のモデルで {shares[0]}、"
+        f"SFT のあとで {shares[1]}、DPO のあとで {shares[2]} です。"
+    )
 
 
-def recipe_block() -> str:
-    rows = []
-    for name, run in saved("recipe")["runs"].items():
-        (low, high), gain = run["answers"]["chrf_gain_interval"], run["answers"]["chrf_gain"]
-        rows.append((name, f"{run['final_loss']:.3f}", f"{run['accuracy_after']:.1%}",
-                     f"{gain:+.1f}（{low:+.1f}〜{high:+.1f}）"))  # fmt: skip
-    return table(("変えたもの", "最後の選好の損失", "検証の正解率", "chrF の変化（95 % 信頼区間）"), rows)
+def control_block() -> str:
+    """SFT だけの対照との差（DPO あり − なし）です（実験ノートブックの terms）。"""
+    names = {"eval_loss": ("検証の選好の損失", 1, ".3f"), "accuracy_after": ("正解率", 100, ".1f"),
+             "flawed": ("欠点のある回答", 100, ".1f"), "chrf": ("chrF", 1, ".1f")}  # fmt: skip
+    gains, texts = saved("studies")["gains"]["terms"]["preference_weight=0"], []
+    for key, (name, scale, form) in names.items():
+        gain, high, low = (f"{-scale * value:+{form}}".replace("-", "−") for value in gains[key])
+        texts.append(f"{name} {gain}{' ポイント' if scale == 100 else ''}（{low}〜{high}）")
+    return "、".join(texts) + "。"
 
 
 def alpha_block() -> str:
@@ -116,17 +122,28 @@ def gpu_block() -> str:
 
 
 def seeds_block() -> str:
-    runs = {seed: saved(f"offline_tiny_{seed}") for seed in (42, 0, 1)}
-    return table(("シード", "最初の選好の損失", "最後の選好の損失", "検証の正解率"), [
-        (seed, f"{run['first_loss']:.3f}", f"{run['final_loss']:.3f}", f"{run['accuracy_after']:.1%}")
-        for seed, run in runs.items()
-    ])  # fmt: skip
+    rows = []
+    for seed in (42, 0, 1):
+        run = saved(f"offline_tiny_{seed}")
+        greedy, drawn = run["answers"], [run["answers"]["sampled"][which] for which in dpo.MODELS]
+        low, high = greedy["chrf_gain_interval"]
+        rows.append((
+            seed, f"{run['first_loss']:.3f} → {run['final_loss']:.3f}", f"{run['eval_loss']:.3f}",
+            f"{run['accuracy_after']:.1%}", " → ".join(f"{run[f'logp_accuracy_{which}']:.0%}" for which in dpo.MODELS),
+            f"{greedy['chrf_gain']:+.1f}（{low:+.1f}〜{high:+.1f}）",
+            " → ".join(f"{sum(rates['flawed'].values()):.0%}" for rates in drawn),
+            " → ".join(f"{rates['near_chosen']:.0%}" for rates in drawn), f"{greedy['dpo']['ended']:.1%}",
+        ))  # fmt: skip
+    return table(("シード", "選好の損失（最初 → 最後）", "検証の選好の損失", "検証の正解率",
+                  "chosen の対数確率が上の割合（元 → SFT → DPO）", "chrF の変化（95 % 信頼区間）",
+                  "欠点のある回答（温度 1、元 → SFT → DPO）", "chrF 70 以上（温度 1、元 → SFT → DPO）",
+                  "EOS まで生成した割合"), rows)  # fmt: skip
 
 
 FILES = {
-    ROOT / "README_COLAB.md": {"answers": answers_block, "result": result_block},
+    ROOT / "README_COLAB.md": {"answers": answers_block, "result": result_block, "control": control_block},
     ROOT / "tests" / "README.md": {
-        "recipe": recipe_block, "alpha": alpha_block, "speed": speed_block, "gpu": gpu_block,
+        "alpha": alpha_block, "speed": speed_block, "gpu": gpu_block,
         "seeds": seeds_block,
     },
 }  # fmt: skip

@@ -18,6 +18,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # 並べて実行するときは、コ�
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from transformers import TrainerCallback  # noqa: E402
+
 import dpo_helpers as dpo  # noqa: E402
 
 EXPERIMENT = "dpo_training_experiment.ipynb"
@@ -58,6 +60,17 @@ def finish(config, pairs=None, **options):
     return run
 
 
+class StopAt(TrainerCallback):
+    """DPO の step ステップ目で、接続が切れたか、セルを止めたときと同じ KeyboardInterrupt を出します。"""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.output_dir.endswith("dpo") and state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
 def small_model(folder, dropout):
     """学習していない、ごく小さな GPT-2 のフォルダを作ります。学習の段取りを数秒で確かめるために使います。"""
     import torch
@@ -91,7 +104,8 @@ def small_config(small_base, tmp_path_factory):
 
     def make(**options):
         folder = options.pop("output_dir", None) or tmp_path_factory.mktemp("runs") / "run"
-        defaults = {"base_model": str(small_base), "num_pairs": 60, "sft_epochs": 1.0, "lora_alpha": 640.0, "lora_r": 8}
+        defaults = {"base_model": str(small_base), "num_pairs": 60, "sft_epochs": 1.0, "lora_alpha": 640.0, "lora_r": 8,
+                    "max_length": 72}  # 学習していないモデルは、回答を長さの上限まで続ける
         return dpo.Config(**defaults | options | {"output_dir": str(folder)})
 
     return make
@@ -100,6 +114,15 @@ def small_config(small_base, tmp_path_factory):
 @pytest.fixture(scope="session")
 def small_run(small_config):
     return finish(small_config())
+
+
+@pytest.fixture(scope="session")
+def stopped(small_config):
+    """50 と 100 ステップ目のチェックポイントがある、102 ステップ目で止めた実行の設定です。写してから使います。"""
+    config = small_config(num_train_epochs=9.0, sft_epochs=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        dpo.train(config, callbacks=[StopAt(102)])
+    return config
 
 
 def shared_folder(tmp_path_factory, name):

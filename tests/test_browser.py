@@ -1,4 +1,4 @@
-"""本物のブラウザー（Chromium）の JupyterLab で、二つのノートブックを「すべてのセルを実行」し、見えるものを確かめます。
+"""本物のブラウザー（Chromium）の JupyterLab で、一つ目のノートブックをすべて実行し、見えるものを確かめます。
 
 Chromium がなければ省きます（Debian では apt-get install chromium）。画面の写しは、環境変数 DPO_SCREENSHOTS のフォルダ
 か、pytest の一時フォルダに残ります。
@@ -16,10 +16,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import ROOT
-from test_notebooks import LIBRARY_NOISE, place_base
-
-import dpo_helpers as dpo
+from test_notebooks import FIRST, LIBRARY_NOISE, SETTINGS, place_base, with_settings
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -43,21 +40,11 @@ def screenshots(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def lab(offline_runs, experiment, tmp_path_factory):
-    """二つのノートブックと、元のモデルと、終わった実験を置いたフォルダで JupyterLab を始め、アドレスを返します。"""
+def lab(offline_runs, tmp_path_factory):
+    """一つ目のノートブックと、元のモデルを置いたフォルダで JupyterLab を始め、アドレスを返します。"""
     folder = tmp_path_factory.mktemp("lab")
-    config = dpo.Config(base_model="offline-tiny")
-    place_base(folder, offline_runs[42] / "base", config)
-    done, small_base, _ = experiment
-    shutil.copytree(done / "experiments", folder / "experiments")
-    choices = {"colab_dpo_training.ipynb": 'base_model = "offline-tiny"',
-               "dpo_training_experiment.ipynb": f'base_model = "{small_base}"'}  # fmt: skip
-    for name, choice in choices.items():
-        notebook = nbformat.read(ROOT / name, as_version=4)
-        cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
-        lines = [choice if line.startswith("base_model = ") else line for line in cell.source.splitlines()]
-        cell.source = "\n".join(lines)
-        nbformat.write(notebook, folder / name)
+    place_base(folder, offline_runs[42] / "base")
+    nbformat.write(with_settings(**SETTINGS), folder / FIRST)
     for name, value in {
         "notebook-extension/tracker": {"windowingMode": "none"},  # 画面の外のセルも描く
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
@@ -148,7 +135,7 @@ def check_page(page, shot, figures, tables):
 
 
 def test_the_first_notebook_in_a_browser(lab, browser, screenshots):
-    page = run_all(browser, lab, "colab_dpo_training.ipynb", screenshots / "first.png")
+    page = run_all(browser, lab, FIRST, screenshots / "first.png")
     seen = []
 
     def finished():
@@ -157,20 +144,10 @@ def test_the_first_notebook_in_a_browser(lab, browser, screenshots):
                 seen.append(image)
                 if len(seen) == 3:
                     page.screenshot(path=screenshots / "training.png")
-        return not page.locator(BUSY).count() and kernel_state(lab, "colab_dpo_training.ipynb") == "idle"
+        return not page.locator(BUSY).count() and kernel_state(lab, FIRST) == "idle"
 
     assert wait_for(page, finished, 600), "10 分で終わりませんでした"
     text = check_page(page, screenshots / "first.png", 2, 4)
     assert len(seen) >= 3, f"学習中に見えた図は {len(seen)} 枚です"
     assert "判定: 学習した" in text
-    page.close()
-
-
-def test_the_experiment_notebook_in_a_browser(lab, browser, screenshots):
-    page = run_all(browser, lab, "dpo_training_experiment.ipynb", screenshots / "experiment.png")
-    name = "dpo_training_experiment.ipynb"
-    done = wait_for(page, lambda: not page.locator(BUSY).count() and kernel_state(lab, name) == "idle", 900)
-    assert done, "15 分で終わりませんでした"
-    text = check_page(page, screenshots / "experiment.png", 9, 10)
-    assert "最もよかった" in text
     page.close()

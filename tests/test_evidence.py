@@ -29,41 +29,15 @@ def test_the_verdict_asks_for_size_and_says_its_numbers(changes, verdict, said):
     assert found == verdict and said in reason
 
 
-def rows(choose, count=120):
-    """chosen と rejected を choose(乱数, よい回答, よくない回答) で決めたペアです。"""
-    rng, pairs = random.Random(0), dpo.build_pairs(count).to_list()
-    for row in pairs:
-        row["chosen"], row["rejected"] = choose(rng, row["chosen"], row["rejected"])
-    return pairs
-
-
-def polite(rng, good, bad):
-    """文の終わりだけで、いつもよいほうが決まります。"""
-    return good, good.removesuffix("。") + "だぜ！"
-
-
-def any_style(rng, good, bad):
-    """同じ質の二つの、どちらがよいかをでたらめに決めます。"""
-    return rng.sample(polite(rng, good, bad), 2)
-
-
-def any_order(rng, good, bad):
-    """覚えやすい二つの、どちらがよいかをでたらめに決めます。"""
-    return rng.sample([good, bad], 2)
-
-
-@pytest.mark.parametrize(
-    ("choose", "options", "verdict"),
-    [
-        (polite, {"lora_alpha": 8000.0}, "学習した"),
-        (polite, {"learning_rate": 1e-8}, "ほとんど変化していない"),
-        (any_style, {"lora_alpha": 16000.0}, "効果を確認できない"),
-        (any_order, {"lora_alpha": 8000.0, "num_train_epochs": 6.0}, "過学習の疑い"),
-    ],
-)
-def test_constructed_data_earn_their_verdict(choose, options, verdict, small_config):
-    run = finish(small_config(sft_epochs=0.0, sft_weight=0.0, eval_fraction=0.3, **options), rows(choose))
-    assert run.metrics["verdict"] == verdict, run.metrics["verdict_reason"]
+@pytest.mark.slow
+def test_learning_by_heart_is_called_overfitting(small_config):
+    """二つの回答のどちらがよいかを、でたらめに決めたデータです。"""
+    rng, rows = random.Random(0), dpo.build_pairs(120).to_list()
+    for row in rows:
+        row["chosen"], row["rejected"] = rng.sample([row["chosen"], row["rejected"]], 2)
+    options = {"lora_alpha": 8000.0, "num_train_epochs": 6.0, "sft_epochs": 0.0, "sft_weight": 0.0}
+    run = finish(small_config(eval_fraction=0.3, **options), rows)
+    assert run.metrics["verdict"] == "過学習の疑い", run.metrics["verdict_reason"]
 
 
 def history(steps=100, **changes):

@@ -6,19 +6,9 @@ from pathlib import Path
 
 import pytest
 from conftest import adapter_difference, finish
-from test_training import StopAt
 from transformers import TrainerCallback
 
 import dpo_helpers as dpo
-
-
-@pytest.fixture(scope="module")
-def stopped(small_config):
-    """チェックポイントが二つある、途中で切れた実行の設定です。"""
-    config = small_config(num_train_epochs=9.0, sft_epochs=0.0)
-    with pytest.raises(KeyboardInterrupt):
-        dpo.train(config, callbacks=[StopAt(102)])
-    return config
 
 
 @pytest.mark.parametrize("part", ["DONE", "trainer_state.json", "optimizer.pt", "adapter_model.safetensors"])

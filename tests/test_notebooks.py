@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ from notebooks import canonical
 import dpo_helpers as dpo
 
 FIRST = "colab_dpo_training.ipynb"
+SETTINGS = {"base_model": "offline-tiny", "num_pairs": 400}
 NOTEBOOKS = sorted(path.name for path in ROOT.glob("*.ipynb"))
 MODULE = (ROOT / "dpo_helpers.py").read_text("utf-8")
 LIBRARY_NOISE = "`is_gradient_checkpointing` is deprecated"  # 最新の Transformers で、PEFT の呼び出しが出す
@@ -113,17 +115,19 @@ def check_outputs(notebook):
     return "\n".join(o.get("text", "") + str(o.get("data", {}).get("text/markdown", "")) for o in outputs)
 
 
-def execute(name, folder, base_model):
-    notebook = read(name)
-    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    assert cell.source.count('base_model = "microsoft/DialoGPT-small"') == 1
-    cell.source = cell.source.replace('base_model = "microsoft/DialoGPT-small"', f'base_model = "{base_model}"')
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+def with_settings(**values):
+    """一つ目のノートブックの、フォームの値を書き換えたものです。"""
+    notebook = read(FIRST)
+    cell = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    for name, value in values.items():
+        cell.source, changed = re.subn(rf"^{name} = .*", f"{name} = {value!r}", cell.source, flags=re.MULTILINE)
+        assert changed == 1
     return notebook
 
 
-def place_base(folder, base, config):
-    """実行のフォルダに、用意のできた元のモデルを置きます。作る時間を省くためです。"""
+def place_base(folder, base):
+    """SETTINGS の実行のフォルダに、用意のできた元のモデルを置きます。作る時間を省くためです。"""
+    config = dpo.Config(**SETTINGS)
     pairs = dpo.prepare_pairs(config)
     run = replace(config, output_dir=str(folder / dpo.run_folder(config, pairs)))
     dpo.claim_folder(run, pairs)
@@ -134,8 +138,14 @@ def place_base(folder, base, config):
 def executed(offline_runs, tmp_path_factory):
     """(フォルダ, 実行したノートブック) です。空のフォルダからの実行は、tests/colab/check.py が確かめます。"""
     folder = tmp_path_factory.mktemp("colab")
-    place_base(folder, offline_runs[42] / "base", dpo.Config(base_model="offline-tiny"))
-    return folder, execute(FIRST, folder, "offline-tiny")
+    place_base(folder, offline_runs[42] / "base")
+    return folder, execute(folder)
+
+
+def execute(folder):
+    notebook = with_settings(**SETTINGS)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}}).execute()
+    return notebook
 
 
 @pytest.mark.slow
@@ -147,19 +157,15 @@ def test_first_notebook_runs_to_the_end_and_again_in_place(executed):
     (run,) = (path for path in (folder / "runs").iterdir() if path.is_dir())
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
     assert (folder / "runs" / f"{run.name}.zip").is_file()
-    again = check_outputs(execute(FIRST, folder, "offline-tiny"))
+    again = check_outputs(execute(folder))
     table = text[text.index("| 指標") : text.index("| メモリの最大値")]
     assert all(line in again for line in table.splitlines())
 
 
-@pytest.mark.slow
 def test_a_settings_file_is_used(small_config, tmp_path):
-    notebook = read(FIRST)
-    best = tmp_path / "best_config.json"
+    best, names = tmp_path / "best_config.json", {"dpo": dpo}
     best.write_text(json.dumps(asdict(small_config(beta=0.25, lora_alpha=None, lora_r=None))))
-    cell = next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    cell.source = cell.source.replace('config_file = ""', f'config_file = "{best.name}"')
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert "SFT " in check_outputs(notebook)
-    (settings,) = (tmp_path / "runs").glob("*/config.json")
-    assert dpo.load_config(settings).beta == 0.25
+    notebook = with_settings(config_file=str(best), beta=1.0)
+    for name in ("settings", "config"):
+        exec(cell_of(notebook, name).source, names)
+    assert names["config"].beta == 0.25 and names["config"].base_model == small_config().base_model

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import finish
-from test_training import StopAt
 
 import dpo_helpers as dpo
 
@@ -26,13 +25,12 @@ class Payload:
         return Path.touch, (Path(self.marker),)
 
 
-def plant(path, marker, save=torch.save):
+def plant(path, marker, save):
     with open(path, "wb") as file:
         save(Payload(marker), file)
 
 
-@pytest.mark.parametrize("save", [torch.save, pickle.dump])
-@pytest.mark.parametrize("place", ["adapter", "sft", "base"])
+@pytest.mark.parametrize(("place", "save"), [("adapter", torch.save), ("sft", pickle.dump), ("base", torch.save)])
 def test_nothing_planted_in_a_run_folder_runs(place, save, small_run, small_base, tmp_path):
     folder, base, marker = tmp_path / "run", tmp_path / "base", tmp_path / "marker"
     shutil.copytree(small_run.config.folder, folder)
@@ -49,17 +47,10 @@ def test_nothing_planted_in_a_run_folder_runs(place, save, small_run, small_base
     assert not marker.exists()
 
 
-@pytest.fixture(scope="module")
-def stopped(small_config):
-    """DPO の途中で止めた実行の設定です。"""
-    config = small_config(num_train_epochs=5.0, sft_epochs=0.0)
-    with pytest.raises(KeyboardInterrupt):
-        dpo.train(config, callbacks=[StopAt(60)])
-    return config
-
-
-@pytest.mark.parametrize("save", [torch.save, pickle.dump])
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"])
+@pytest.mark.parametrize(("name", "save"), [
+    ("optimizer.pt", torch.save), ("scheduler.pt", pickle.dump), ("rng_state.pth", pickle.dump),
+    ("training_args.bin", torch.save),
+])  # fmt: skip
 def test_nothing_planted_in_a_checkpoint_runs(name, save, stopped, tmp_path):
     """書き終えた印まで付け直してあっても、実行しません。"""
     shutil.copytree(stopped.output_dir, tmp_path / "out")

@@ -5,21 +5,10 @@ import math
 
 import pytest
 import torch
-from conftest import adapter_difference, arguments, finish
-from transformers import GPT2Model, TrainerCallback
+from conftest import StopAt, adapter_difference, arguments, finish
+from transformers import GPT2Model
 
 import dpo_helpers as dpo
-
-
-class StopAt(TrainerCallback):
-    """DPO の step ステップ目で、セルを止めたときと同じ KeyboardInterrupt を出します。"""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.output_dir.endswith("dpo") and state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 @pytest.mark.colab

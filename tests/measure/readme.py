@@ -35,9 +35,10 @@ def keep_results(folder: Path) -> None:
 
 
 def shown_answers(answers: pd.DataFrame) -> dict:
-    """貪欲法の回答の、初めの三つと、DPO のあとがよい回答から最も遠い一つです。"""
+    """元のモデルの悪い答え方ごとに初めの一問と、DPO のあとがよい回答から最も遠い一問への、貪欲法の回答です。"""
     greedy = answers[answers["sample"] == 0]
-    shown = greedy.loc[[*greedy.index[:3], greedy["dpo_chrf"].idxmin()], ["prompt", "chosen", *dpo.MODELS]]
+    first = [greedy.index[greedy["base_flaw"] == flaw][0] for flaw in ("vague", "rude", "cut_off")]
+    shown = greedy.loc[[*first, greedy["dpo_chrf"].idxmin()], ["prompt", "chosen", *dpo.MODELS]]
     return {"shown": shown.to_dict("records"), "asked": len(greedy)}
 
 
@@ -51,7 +52,8 @@ def answers_block() -> str:
     found = saved("offline_tiny_42_answers")
     rows = [[dpo.bare_question(row["prompt"]), *(row[which] for which in dpo.MODELS)] for row in found["shown"]]
     return table(("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS)), rows) + (
-        f"\n\n検証用の {found['asked']} 問の初めの三つと、DPO のあとがよい回答から最も遠いもの（四つ目）です。"
+        f"\n\n検証用の {found['asked']} 問のうち、元のモデルの答えに中身がない、失礼、途中で切れているものの"
+        "初めの一問ずつと、DPO のあとがよい回答から最も遠い一問（一番下）です。"
     )
 
 
@@ -132,11 +134,11 @@ def seeds_block() -> str:
             f"{run['accuracy_after']:.1%}", " → ".join(f"{run[f'logp_accuracy_{which}']:.0%}" for which in dpo.MODELS),
             f"{greedy['chrf_gain']:+.1f}（{low:+.1f}〜{high:+.1f}）",
             " → ".join(f"{sum(rates['flawed'].values()):.0%}" for rates in drawn),
-            " → ".join(f"{rates['near_chosen']:.0%}" for rates in drawn), f"{greedy['dpo']['ended']:.1%}",
+            " → ".join(f"{greedy[which]['near_chosen']:.0%}" for which in dpo.MODELS), f"{greedy['dpo']['ended']:.1%}",
         ))  # fmt: skip
     return table(("シード", "選好の損失（最初 → 最後）", "検証の選好の損失", "検証の正解率",
                   "chosen の対数確率が上の割合（元 → SFT → DPO）", "chrF の変化（95 % 信頼区間）",
-                  "欠点のある回答（温度 1、元 → SFT → DPO）", "chrF 70 以上（温度 1、元 → SFT → DPO）",
+                  "欠点のある回答（温度 1、元 → SFT → DPO）", "chrF 70 以上（貪欲法、元 → SFT → DPO）",
                   "EOS まで生成した割合"), rows)  # fmt: skip
 
 

@@ -198,6 +198,7 @@ def changed_config(config: Config, settings: dict, place: str) -> Config:
 # 要るパッケージと、動くことを確かめた最も古い版です（requirements.txt と同じ）。
 PACKAGES = {"torch": "2.11", "transformers": "5.15.0", "trl": "1.16.0", "peft": "0.20.0", "datasets": "4.0.0",
             "accelerate": "1.14.0", "matplotlib": "3.10.0"}  # fmt: skip
+OLDEST_TORCHAO = "0.16.0"  # PEFT が受け付けるもの
 
 
 def install_packages() -> str:
@@ -206,7 +207,12 @@ def install_packages() -> str:
     `pip install trl` は、読み込み済みの pyarrow や datasets を入れ替えてしまうので、`--no-deps` で入れます。PEFT が
     受け付けない古い torchao は、あるだけで LoRA を作れないので、除きます。再起動が要るときは HelperError です。
     """
-    done = []
+    from packaging.version import Version
+
+    done, removed = [], importlib.util.find_spec("torchao") and Version(version("torchao")) < Version(OLDEST_TORCHAO)
+    if removed:
+        run_pip("uninstall", "-y", "torchao")
+        done.append("PEFT が対応していない版の torchao を取り除きました。")
     for name in [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         if name == "torch":
             raise HelperError("no_torch")
@@ -214,27 +220,14 @@ def install_packages() -> str:
         done.append(f"{name} {PACKAGES[name]} を入れました。")
     importlib.invalidate_caches()
     loaded = [name for name in (*PACKAGES, "numpy", "pandas", "pyarrow") if name in sys.modules]
-    if replaced := [name for name in loaded if sys.modules[name].__version__ != version(name)]:
+    replaced = [name for name in loaded if sys.modules[name].__version__ != version(name)]
+    if replaced := replaced + ["torchao"] * bool(removed and "torchao" in sys.modules):
         raise HelperError("replaced", names="、".join(replaced))
     with explained("cannot_import"), warnings.catch_warnings():  # 版の食い違いは、さまざまな種類の誤りになる
         warnings.simplefilter("ignore")  # 読み込むときの、利用者が何もできない通知
-        done += remove_rejected_torchao()
         for name in PACKAGES:
             importlib.import_module(name)
     return "\n".join([*done, "版: " + "、".join(f"{name} {version(name)}" for name in PACKAGES)])
-
-
-def remove_rejected_torchao() -> list[str]:
-    """PEFT が受け付けない版の torchao があれば取り除き、したことの文のリストを返します。"""
-    from peft.import_utils import is_torchao_available
-
-    with contextlib.suppress(ImportError):
-        is_torchao_available()
-        return []
-    run_pip("uninstall", "-y", "torchao")
-    if "torchao" in sys.modules:
-        raise HelperError("replaced", names="torchao")
-    return ["PEFT が対応していない版の torchao を取り除きました。"]
 
 
 def run_pip(*args: str) -> None:
@@ -268,14 +261,11 @@ def has_tf32() -> bool:
 
 
 def refuse_unsupported_gpu() -> None:
-    """この torch に、この GPU の機械語がなければ HelperError です（torch 2.11 の CUDA 12.8 版と V100 など）。"""
+    """この GPU で計算を一つして、できなければ HelperError です（torch 2.11 の CUDA 12.8 版と V100 など）。"""
     if torch.cuda.is_available():
-        card = torch.cuda.get_device_capability()
-        built = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
-        fits = [(int(major), int(minor)) <= card and (kind == "compute" or int(major) == card[0])
-                for kind, major, minor in built]  # fmt: skip
-        if not any(fits):
-            raise HelperError("gpu", name=torch.cuda.get_device_name(), card=card, version=torch.__version__)
+        name, card = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        with explained("gpu", name=name, card=card, version=torch.__version__):
+            torch.zeros(1, device="cuda").add(1).item()
 
 
 def fit_to_device(config: Config) -> Config:
@@ -833,19 +823,30 @@ def build_tiny(config: Config, show=None):
     starts = tokenizer([text["prompt"] for text in texts])["input_ids"]
     ids = tokenizer([text["prompt"] + text["completion"] + tokenizer.eos_token for text in texts])["input_ids"]
     rows = [{"input_ids": row, "labels": [-100] * n + row[n:]} for n, row in zip(map(len, starts), ids, strict=True)]
+    rng, lengths = random.Random(config.data_seed), list(map(len, ids))
     trainer = transformers.Trainer(
         model,
         transformers.TrainingArguments(
-            ".", save_strategy="no", per_device_train_batch_size=16, num_train_epochs=4,  # ファイルは、何も書かない
+            ".", save_strategy="no", per_device_train_batch_size=16, num_train_epochs=1,  # ファイルは、何も書かない
+            train_sampling_strategy="sequential",
             learning_rate=4e-3, warmup_steps=0.1, seed=config.data_seed, logging_steps=10,
             report_to="none", use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, disable_tqdm=True,
         ),
-        train_dataset=datasets.Dataset.from_list(rows), data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
-        callbacks=[progress_callback(config, show, "元のモデル")] if show else [],
+        train_dataset=[rows[i] for _ in range(4) for i in order_by_length(lengths, 16, rng)],  # 4 エポック
+        data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
+        callbacks=[recorder(config, show=show)],
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
     return model.to(processes().device), tokenizer
+
+
+def order_by_length(lengths: list[int], batch_size: int, rng) -> list[int]:
+    """長さの近いものが同じバッチに入る、でたらめな並びです（パディングを減らす）。バッチに満たない端は除きます。"""
+    order, block = rng.sample(range(len(lengths)), len(lengths)), 8 * batch_size
+    order = [i for at in range(0, len(order), block) for i in sorted(order[at : at + block], key=lengths.__getitem__)]
+    starts = range(0, len(order) - batch_size + 1, batch_size)
+    return [i for at in rng.sample(starts, len(starts)) for i in order[at : at + batch_size]]
 
 
 def tiny_tokenizer(texts: list[str]):
@@ -932,9 +933,20 @@ def train_dpo(batch_size: int, config: Config, model, tokenizer, pairs, callback
     rows, args = training_rows(pairs, tokenizer), dpo_args(config, batch_size)
     trainer = trl.DPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks])
     trainer.remove_callback(transformers.PrinterCallback)
-    model.delete_adapter("ref")  # 参照モデル（学習前の写し）の計算は済んだ。残すと、続きから読めない版がある
+    drop_reference(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
     return trainer
+
+
+def drop_reference(trainer) -> None:
+    """参照モデルの対数確率が計算済みなのを確かめて、その写し（学習前のアダプタ）を手放します。
+
+    残すと、続きから読めない Transformers の版があります。このあと trainer.evaluate() を呼ぶと、元のモデルが参照モデルに
+    なってしまうので、検証は `evaluate_run` でします。
+    """
+    if "ref_chosen_logps" not in trainer.train_dataset.column_names:
+        raise HelperError("no_reference", version=version("trl"))
+    trainer.model.delete_adapter("ref")
 
 
 def fit_memory(train_phase, model, config: Config, report=print):
@@ -944,24 +956,20 @@ def fit_memory(train_phase, model, config: Config, report=print):
     """
     start = {name: weight.clone() for name, weight in peft.get_peft_model_state_dict(model).items()}
     batch = config.effective_batch_size // processes().num_processes
-    sizes = [size for size in range(batch, 0, -1) if batch % size == 0]
-
-    def attempt(batch_size):
+    for size in [size for size in range(batch, 0, -1) if batch % size == 0]:
         if "ref" in model.peft_config:  # 途中で止まった DPOTrainer が残した、参照モデルの写し
             model.delete_adapter("ref")
-        if batch_size < batch:
-            report(say("less_memory", size=batch_size, times=batch // batch_size))
+        if size < batch:
+            report(say("less_memory", size=size, times=batch // size))
             peft.set_peft_model_state_dict(model, start)
         try:
-            return train_phase(batch_size)
+            return train_phase(size)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            if batch_size == 1 or processes().num_processes > 1:  # ほかのプロセスは、知らずに待っている
+            if size == 1 or processes().num_processes > 1:  # ほかのプロセスは、知らずに待っている
                 raise HelperError("no_memory") from error
-            raise RuntimeError("CUDA out of memory.") from error  # accelerate が見分けられる形にそろえる
-
-    return accelerate.utils.find_executable_batch_size(attempt, batch, partial(next, iter(sizes[1:])))()
+        accelerate.utils.release_memory()
 
 
 @dataclass
@@ -980,32 +988,33 @@ class Run:
     answers: object = None  # pandas.DataFrame。検証用の質問への、三つのモデルの回答
 
 
-def train(config: Config, pairs=None, base=None, callbacks=(), drive=None, report=print) -> Run:
+def train(config: Config, pairs=None, base=None, callbacks=(), drive=None, report=print, show=None) -> Run:
     """SFT と DPO で学習して、結果を `Run` で返します。途中で切れた実行は、同じ設定で呼べば続きから進みます。
 
     base は `load_model` の返り値、callbacks は Trainer に渡すもの、drive は `connect_drive` のフォルダ、report は注意を
-    受け取る関数です。終わった実行なら、保存した結果を返します。使えない設定は HelperError で、フォルダは作りません。
+    受け取る関数、show は進み具合を見せる関数です。終わった実行なら、保存した結果を返します。使えない設定は
+    HelperError で、フォルダは作りません。
     """
     config = config.resolved()
     pairs = prepare_pairs(config) if pairs is None else load_pairs(pairs)
-    train_pairs, eval_pairs = training_pairs(pairs, config)
+    train_pairs, eval_pairs = split_and_shuffle(pairs, config)
     if is_finished(config, pairs):
         report(say("finished"))
         return load_run(config.output_dir)
     with disk_errors(config.folder):
-        model, tokenizer = begin_run(config, pairs, base, report)
+        model, tokenizer = begin_run(config, pairs, base, report, show)
         if processes().num_processes > 1:  # メモリの中のデータでは、TRL の作る cache が、プロセスごとに別になる
             with processes().main_process_first():
                 processes().on_main_process(train_pairs.save_to_disk)(config.folder / "checkpoints" / "pairs")
             train_pairs = datasets.load_from_disk(config.folder / "checkpoints" / "pairs")
         inputs = {"config": config, "model": model, "tokenizer": tokenizer, "pairs": train_pairs,
-                  "callbacks": [recorder(config, drive, report), *callbacks]}  # fmt: skip
-        run_sft(partial(train_sft, **inputs), model, config, report)
+                  "callbacks": [recorder(config, drive, report, show), *callbacks]}  # fmt: skip
+        fit_sft(partial(train_sft, **inputs), model, config, report)
         trainer = fit_memory(partial(train_dpo, **inputs), model, config, report)
         return finish_run(config, trainer, train_pairs, eval_pairs)
 
 
-def begin_run(config: Config, pairs, base, report) -> tuple:
+def begin_run(config: Config, pairs, base, report, show) -> tuple:
     """データを点検してフォルダを自分のものにし、(LoRA を付けたモデル, トークナイザ) を返します。"""
     count, gpus = processes().num_processes, torch.cuda.device_count()
     if config.report_to not in ("none", *(usable := transformers.integrations.get_available_reporting_integrations())):
@@ -1014,7 +1023,7 @@ def begin_run(config: Config, pairs, base, report) -> tuple:
         raise HelperError("processes", gpus=gpus, count=count, batch=config.effective_batch_size)
     with processes().main_process_first():  # 並べたプロセスでは、0 番が先に作って保存する
         # 止めた学習のあとの base は、もう LoRA を含んでいるので、読み直す
-        model, tokenizer = base if base and not hasattr(base[0], "peft_config") else load_model(config)
+        model, tokenizer = base if base and not hasattr(base[0], "peft_config") else load_model(config, show)
         findings = audit_pairs(pairs, tokenizer, config.max_length, config.eval_fraction, config.data_seed)
         refuse_errors(findings)
         if processes().is_main_process:
@@ -1025,7 +1034,7 @@ def begin_run(config: Config, pairs, base, report) -> tuple:
     return peft.get_peft_model(model, lora_config(config, model)), tokenizer
 
 
-def run_sft(train_phase, model, config: Config, report=print) -> None:
+def fit_sft(train_phase, model, config: Config, report=print) -> None:
     """SFT のあと（省くときは初め）のアダプタを sft フォルダに残し、model に読みます。もうあれば、読むだけです。"""
     folder, fresh = config.folder / "sft", not (config.folder / "sft").is_dir()
     processes().wait_for_everyone()  # 0 番が保存する前に、ほかのプロセスも見ておく
@@ -1051,7 +1060,7 @@ def finish_run(config: Config, trainer, train_pairs, eval_pairs) -> Run:
     return Run(config, trainer.model, trainer.processing_class, train_pairs, eval_pairs, history, timing)
 
 
-def training_pairs(pairs, config: Config) -> tuple:
+def split_and_shuffle(pairs, config: Config) -> tuple:
     """(学習する順の学習用, 検証用) のペアです。"""
     train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
     return shuffle_couples(train_pairs, config.seed), eval_pairs
@@ -1076,12 +1085,18 @@ def step_of(checkpoint) -> int:
     return int(Path(checkpoint).name.partition("-")[2])
 
 
-def recorder(config: Config, drive: Path | None = None, report=print):
-    """損失を二つの項に分けて記録し、チェックポイントに印を付け、3 分に一度まで Drive にコピーする callback です。"""
+def recorder(config: Config, drive: Path | None = None, report=print, show=None):
+    """記録、保存、表示をする callback です。損失を二つの項に分け、チェックポイントに印を付け、Drive に写します。
+
+    Drive に写すのは 3 分に一度までです。show(進み具合の文, ログの行, 1 ステップのペアの数, 全ステップ数) は、
+    `live_picture` か `terminal_line` で、描くのにかける時間は 2 割までです。
+    """
 
     class Recorder(transformers.TrainerCallback):
         def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-            self.copied, self.seen, self.data = time.monotonic(), time.perf_counter(), train_dataloader.dataset
+            self.started = self.seen = time.perf_counter()
+            self.copied, self.due, self.said = time.monotonic(), 0.0, []
+            self.first, self.data = state.global_step, train_dataloader.dataset
             if state.is_world_process_zero:
                 keep_parts(config.folder, drive, [config.folder / "base", config.folder / "sft"], report)
 
@@ -1089,6 +1104,20 @@ def recorder(config: Config, drive: Path | None = None, report=print):
             before, self.seen, row = self.seen, time.perf_counter(), state.log_history[-1]
             row["seconds"] = self.seen - before
             row.update(split_loss(row, config, self.data) if "rewards/margins" in row else {})
+            now = self.seen >= self.due or state.global_step == state.max_steps
+            if show and now and "loss" in row and state.is_world_process_zero:  # 最後の 1 行は、学習全体のまとめ
+                self.tell(state, Path(args.output_dir).name)
+
+        def tell(self, state, phase):
+            rows, batch = [row for row in state.log_history if "loss" in row], config.effective_batch_size
+            each = (self.seen - self.started) / max(1, state.global_step - self.first)
+            line = progress_line(rows, batch, state.max_steps, each * (state.max_steps - state.global_step), phase)
+            advice = diagnose(rows, batch, state.max_steps) if "rewards/margins" in rows[-1] else []
+            for text in [text for text in advice if text not in self.said]:
+                report(f"\n⚠ {text}")
+                self.said.append(text)
+            show("\n⚠ ".join([line, *self.said]), rows, batch, state.max_steps)
+            self.due = time.perf_counter() + max(0.5, 4 * (time.perf_counter() - self.seen))
 
         def on_save(self, args, state, control, **kwargs):
             if state.is_world_process_zero:
@@ -1101,22 +1130,19 @@ def recorder(config: Config, drive: Path | None = None, report=print):
     return Recorder()
 
 
-def progress_callback(config: Config, show, phase: str = "SFT"):
-    """ログのたびに show(1 行の文, ログの行, 全ステップ数) を呼ぶ callback です。`recorder` のあとに置きます。"""
+def live_picture(text: str, history: list, batch_size: int, steps: int) -> None:
+    """セルの出力に、学習の経過の図と進み具合を描き直します。"""
+    from IPython.display import clear_output, display
 
-    class Progress(transformers.TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.started, self.first = time.perf_counter(), state.global_step
+    clear_output(wait=True)
+    display(history_figure(history, batch_size, steps))
+    print(text)
 
-        def on_log(self, args, state, control, **kwargs):
-            rows = [row for row in state.log_history if "loss" in row]
-            if state.is_world_process_zero and "loss" in state.log_history[-1]:  # 最後の 1 行は、学習全体のまとめ
-                each = (time.perf_counter() - self.started) / max(1, state.global_step - self.first)
-                left = each * (state.max_steps - state.global_step)
-                line = progress_line(rows, config.effective_batch_size, state.max_steps, left, phase)
-                show(line, rows, state.max_steps)
 
-    return Progress()
+def terminal_line(text: str, history: list, batch_size: int, steps: int) -> None:
+    """端末の 1 行に、進み具合を表示し直します。"""
+    end = "\n" if history[-1]["step"] == steps else "  "
+    print(f"\r{text.partition(chr(10))[0]}", end=end, file=sys.stderr, flush=True)
 
 
 def split_loss(row: dict, config: Config, data) -> dict:
@@ -1135,15 +1161,13 @@ def split_loss(row: dict, config: Config, data) -> dict:
     return {"loss/preference": preference, "loss/sft": sft}
 
 
-def progress_line(rows: list, batch_size: int, steps: int, seconds_left: float, phase: str = "SFT") -> str:
-    """1 行の進み具合です。値は直近 50 ペアの平均で、うまくいっていない兆しがあれば、続く行に書きます。"""
-    names, advice = {"損失": "loss"}, []
-    if "rewards/margins" in rows[-1]:
+def progress_line(rows: list, batch_size: int, steps: int, seconds_left: float, phase: str) -> str:
+    """1 行の進み具合です。phase は、チェックポイントのフォルダの名前（元のモデルでは空）です。"""
+    names = {"損失": "loss"}
+    if phase == "dpo":
         names = {"損失": "loss/preference", "正解率": "rewards/accuracies", "マージン": "rewards/margins"}
-        advice, phase = diagnose(rows, batch_size, steps), "DPO"
     values = "  ".join(f"{name} {recent(rows, key, batch_size):.2f}" for name, key in names.items())
-    line = f"{phase} {rows[-1]['step']}/{steps}  {values}  残り {seconds_left:.0f} 秒"
-    return "\n⚠ ".join([line, *advice])
+    return f"{phase.upper() or '元のモデル'} {rows[-1]['step']}/{steps}  {values}  残り {seconds_left:.0f} 秒"
 
 
 def recent(history: list, key: str, batch_size: int, pairs: int = 50) -> float:
@@ -1169,44 +1193,13 @@ def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
     return [say(name, first=first) for name, seen in signs.items() if seen]
 
 
-class LivePicture:
-    """セルの出力に、学習の経過の図と 1 行の進み具合を描き直し続けます。"""
-
-    def __init__(self, config: Config):
-        self.batch_size, self.due = config.effective_batch_size, 0.0
-
-    def __call__(self, line: str, history: list, steps: int) -> None:
-        from IPython.display import clear_output, display
-
-        started = time.perf_counter()
-        if started >= self.due or f" {steps}/{steps} " in line:
-            clear_output(wait=True)
-            display(history_figure(history, self.batch_size, steps))
-            print(line)
-            self.due = time.perf_counter() + max(0.5, 4 * (time.perf_counter() - started))  # 描くのは、時間の 2 割まで
-
-
-class TerminalLine:
-    """端末の 1 行に進み具合を表示し続け、うまくいっていない兆しは、初めて見えたときに一度だけ書きます。"""
-
-    def __init__(self):
-        self.said = set()
-
-    def __call__(self, line: str, history: list, steps: int) -> None:
-        line, *advice = line.split("\n⚠ ")
-        new = [f"\n⚠ {text}" for text in advice if text not in self.said]
-        self.said.update(advice)
-        end = "\n" if new or f" {steps}/{steps} " in line else "  "
-        print(f"\r{line}{''.join(new)}", end=end, file=sys.stderr, flush=True)
-
-
 # ======== 評価: 元のモデル（base）、SFT のあと（sft）、DPO のあと（dpo）の三つを、いつも並べて比べます。
 
 MODELS = ("base", "sft", "dpo")
 
 
 @contextlib.contextmanager
-def using(model, which: str):
+def with_adapter(model, which: str):
     """MODELS の一つに切り替えます。"""
     model.set_adapter("sft" if which == "sft" else "default")
     with model.disable_adapter() if which == "base" else contextlib.nullcontext():
@@ -1265,7 +1258,7 @@ def score_pairs(run: Run, pairs):
     """
     table = pairs.to_pandas().assign(group=pair_groups(pairs))
     for which in MODELS:
-        with using(run.model, which):
+        with with_adapter(run.model, which):
             logps = pair_logps(run.model, run.tokenizer, pairs, run.config.max_length)
         table[[f"logp_{which}_chosen", f"logp_{which}_rejected"]] = logps
     for side in ("chosen", "rejected"):
@@ -1345,7 +1338,7 @@ def answer_table(run: Run, samples: int = 4):
     questions = list(asked["prompt"]), list(asked["prompt"]) * samples
     for which in MODELS:
         transformers.set_seed(run.config.seed)
-        with using(run.model, which):
+        with with_adapter(run.model, which):
             greedy, sampled = (generate_responses(asked, run.model, run.tokenizer, run.config.max_length, sample)
                                for asked, sample in zip(questions, (False, True), strict=True))  # fmt: skip
         table[which], table[f"{which}_ended"] = zip(*greedy, *sampled, strict=True)
@@ -1998,10 +1991,8 @@ def run_command(config: Config) -> None:
     if leads:
         print(runtime_text(describe_runtime()))
         print(f"モデル: {config.base_model}、データ: {config.dataset}（{len(pairs)} ペア）")
-    training_pairs(pairs, config)  # 分けられないデータなら、モデルを作る前に断る
-    fresh = processes().num_processes == 1 and not is_finished(config.resolved(), pairs)
-    base = load_model(config, TerminalLine()) if fresh else None
-    run = train(config, pairs, base, [progress_callback(config, TerminalLine())], report=print if leads else str)
+    split_and_shuffle(pairs, config)  # 分けられないデータなら、モデルを作る前に断る
+    run = train(config, pairs, report=print if leads else str, show=terminal_line)
     if leads:
         evaluate_run(run)
         save_run(run)
@@ -2047,6 +2038,7 @@ model|モデル {name} を読み込めませんでした（{reason}）。名前�
 no_eos|モデル {name} に、終わりの印（EOS）がありません。別のモデルにしてください。
 template|このモデルのチャットテンプレートを、データに当てはめられません（{reason}）。データの発言の形を見直すか、別のモデルを指定してください。
 less_memory|メモリが足りないので、マイクロバッチを {size} に減らし、{times} 回分の勾配をためて続けます。1 ステップで使うペアは変わりません。
+no_reference|この版の TRL（{version}）は、参照モデルの対数確率を先に計算しません。`pip install --no-deps trl==1.16.0` で入れ直してください。
 no_memory|メモリが足りません。gradient_checkpointing を True にするか、max_length か lora_r を小さくするか、より小さいモデルにしてください。
 finished|この設定の学習は終わっているので、保存した結果を使います。
 tracker|report_to が {name!r} ですが、使えません（使えるもの: {names}）。そのパッケージを pip install で加えるか、none を指定してください。
@@ -2152,9 +2144,9 @@ how:measure|{c}は、|{c}はどのように求めますか？|{c}の求め方を
 how:make|{c}は、|{c}はどのように作りますか？|{c}の作り方を教えてください。|{c}は、どうやって作るの？|{c}の作り方を、やさしく説明して。|{c}の作り方が知りたいです。|{c}って、どう作るの？|{c}は、どんな手順で作りますか？|{c}の作り方を、手短に教えてください。
 how:use|{c}は、|{c}はどのように使われますか？|{c}の使われ方を教えてください。|{c}は、どうやって使うの？|{c}の使われ方を、やさしく説明して。|{c}がどう使われるのか知りたいです。|{c}って、どう使うの？|{c}は、実際にはどう使いますか？|{c}の使われ方を、手短に教えてください。
 how:cause|{c}は、|{c}はどのように生じますか？|{c}がどう生じるか教えてください。|{c}は、どうして生じるの？|{c}が生じる流れを、やさしく説明して。|{c}がどう生じるのか知りたいです。|{c}って、どんなときに生じるの？|{c}は、何がどうなると生じますか？|{c}が生じる流れを、手短に教えてください。
-example|{c}の例として、|{c}の具体例を挙げてください。|{c}には、どんな例がありますか？|{c}の例を一つ教えてほしいです。|{c}を例で示してもらえますか？|{c}の例には、どんなものがあるの？|{c}のわかりやすい例はありますか？|{c}の例を、何か挙げてみて。|{c}の一例を教えてください。
-caution|{c}では、|{c}では、何に気をつけるとよいですか？|{c}の注意点を教えてください。|{c}で注意すべきことは何ですか？|{c}を扱うときのこつは？|{c}で見落としやすい点は？|{c}の、主な注意点は何ですか？|{c}を扱うとき、心がけることはありますか？|{c}によくある失敗は？
-caution:problem|{c}については、|{c}について、何に気をつけるとよいですか？|{c}に関する注意点を教えてください。|{c}について、注意すべきことは何ですか？|{c}への備えで大切なことは？|{c}について、見落としやすい点は？|{c}の、主な注意点は何ですか？|{c}について、心がけることはありますか？|{c}への対策のこつは？
+example|{c}の例として、|{c}の具体例を挙げてください。|{c}には、どんな例がありますか？|{c}の例を一つ教えてほしいです。|{c}の例を示してもらえますか？|{c}の例には、どんなものがあるの？|{c}のわかりやすい例はありますか？|{c}の例を、何か挙げてみて。|{c}の一例を教えてください。
+caution|{c}では、|{c}では、何に気をつけるとよいですか？|{c}の注意点を教えてください。|{c}で注意すべきことは何ですか？|{c}を扱うときのこつは？|{c}で見落としやすい点は？|{c}の主な注意点は何ですか？|{c}を扱うとき、心がけることはありますか？|{c}によくある失敗は？
+caution:problem|{c}については、|{c}について、何に気をつけるとよいですか？|{c}に関する注意点を教えてください。|{c}について、注意すべきことは何ですか？|{c}への備えで大切なことは？|{c}について、見落としやすい点は？|{c}の主な注意点は何ですか？|{c}について、心がけることはありますか？|{c}への対策のこつは？
 """  # noqa: E501
 
 # 欠点: 名前 → 表に出すときの呼び名。どの rejected にも、欠点が一つだけあります。
@@ -2202,9 +2194,9 @@ AI|推論や判断など、人の知的な働きをコンピューターで実�
 活性化関数|ニューロンに集まった合計値を変え、次の層へ渡す値を決める式です|直線では表せない複雑な関係を、ネットワークが学べるようになるからです|重み付きの和を受け取り、折れ線や曲線の式で別の値に変えます|負の値を0にし、正の値をそのまま通すReLUがよく知られています|深い層でシグモイドを使うと勾配が消えやすいため、ReLUなども検討しましょう|学習の進みが遅いニューロンを選び、次の更新で動く勢いを強める式です|重みの値を受け取り、よく使われるものほど大きな値に更新します|work
 学習率|一回の更新で、重みをどれくらい大きく動かすかを決める値です|この値しだいで、訓練が順調に進むか不安定になるかが変わるからです|勾配に掛け合わされ、大きいほど一歩が大きく、小さいほど慎重な更新になります|0.001から始め、訓練が進むにつれて小さくしていく設定があります|モデルやデータが変わると適した値も変わるため、桁を変えて試し直します|訓練データのうち、モデルが正しく覚え終えたものの割合です|更新のたびに少しずつ上がり、100%に達すると学習が終わったことを知らせます|work
 バッチサイズ|重みを一度更新するために、まとめて使うデータの件数です|訓練の速さと、必要なメモリの量を大きく左右するからです|一回の勾配の平均に使う件数となり、多いほど平均の揺れが小さくなります|1000枚の画像を、32枚ずつに分けて学ばせる設定が挙げられます|大きくしすぎるとGPUのメモリが足りなくなるため、空きを見て決めましょう|訓練に使うデータ全体の大きさを、バイト数で表したものです|一回の勾配の平均に使う件数を定め、多いほど平均の揺れが大きくなります|work
-エポック|訓練データの全体を、ひと通り使い終えるまでを一回と数える単位です|訓練をどこまで続けたかを数え、止めどきを考える目安になるからです|訓練を何周するかの指定に使われ、全件を学び終えるたびに一つ進みます|1000枚の画像の全体を10周学ばせる、10エポックの訓練が挙げられます|回数が多すぎると過学習しやすいので、検証データの成績を見て止めるようにします|重みを一度更新するたびに一回と数える、訓練の進み具合の単位です|訓練を何周するかの指定に使われ、一周ごとに重みが初めの値に戻ります|use
+エポック|訓練データの全体を、ひと通り使い終えるまでを一回と数える単位です|訓練をどこまで続けたかを数え、止めどきを考える目安になるからです|訓練を何周するかの指定に使われ、全件を学び終えるたびに一つ進みます|1000枚の画像すべてを10周学ばせる、10エポックの訓練が挙げられます|回数が多すぎると過学習しやすいので、検証データの成績を見て止めるようにします|重みを一度更新するたびに一回と数える、訓練の進み具合の単位です|訓練を何周するかの指定に使われ、一周ごとに重みが初めの値に戻ります|use
 転移学習|特徴の流用や微調整など、ある課題で学んだ知識を別の課題に生かす方法です|手元のデータが少なくても、一から学ぶより良い結果を狙えるからです|学習済みの層を固定して使い回し、新しい出力層だけを学ぶなどします|ふつうの写真で学んだモデルを、レントゲン写真に使う場合があります|元の課題とかけ離れると精度が下がることもあるので、近い課題のモデルを選びます|訓練を終えたモデルを、別のコンピューターで動くように移し替える方法です|学習済みの出力層だけを使い回し、手前の層を新しく作り直すなどします|process
-ファインチューニング|微調整とも呼ばれ、学習済みの重みを目的のデータで更新する作業です|幅広い用途のモデルを、特定の仕事に合わせて仕上げられるからです|学習済みの重みの全部か一部を、小さめの学習率で新しいデータに合わせます|一般の文章で学んだモデルを、法律の文書で鍛え直す場合があります|新しいデータに偏ると以前の力を忘れうるので、元の課題の成績も確かめます|学習率やバッチサイズなどの設定を、細かく調整して決める作業です|学習済みの重みを乱数に戻し、小さめの学習率で新しいデータを学ばせます|process
+ファインチューニング|微調整とも呼ばれ、学習済みの重みを目的のデータで更新する作業です|幅広い用途のモデルを、特定の仕事に合わせて仕上げられるからです|学習済みの重みの全部か一部を、小さめの学習率で新しいデータに合わせます|一般の文章で学んだモデルを、法律の文書で鍛え直す場合があります|新しいデータに偏ると以前の能力が失われうるので、元の課題の成績も確かめます|学習率やバッチサイズなどの設定を、細かく調整して決める作業です|学習済みの重みを乱数に戻し、小さめの学習率で新しいデータを学ばせます|process
 LoRA|元の重みを固定したまま、追加した小さな行列だけを訓練する微調整の方法です|大きなモデルでも、少ないメモリで目的に合わせた調整ができるからです|重みの変化分を二つの細長い行列の積で表し、その行列だけを更新します|画像生成モデルに画風を覚えさせる、小さな追加ファイルがよく知られています|行列のランクが小さすぎると表現力が足りないので、ランクを変えて比べてみます|元の重みから不要な部分を取り除き、小さくしたモデルを訓練する微調整の方法です|元の重みを二つの細長い行列の積に置き換え、元の行列の代わりに更新します|mechanism
 選好最適化|人が好む回答を出しやすくなるように、言語モデルなどを調整する方法です|読みやすさなど、正解を一つに決めにくい好みを教えられるからです|良い回答と劣る回答の組から学び、好まれる方を出す確率を高めます|報酬モデルを作らず、回答の組から直接学ぶDPOがよく知られています|評価者の好みの偏りが答え方に移りやすいので、評価者が偏らないように選びます|人が好む商品や記事を選び出し、利用者ごとに勧められるようにする方法です|良い回答と劣る回答の両方を手本とし、どちらも出す確率を高めます|process
 報酬モデル|回答がどれだけ人に好まれそうかを予測し、点数で表すモデルです|人がすべての回答を採点しなくても、学習の手がかりを与えられるからです|人が二つの回答を比べた記録から、好まれた方に高い点を付けるよう学びます|RLHFという訓練で、対話AIの答えに点を付ける採点役が挙げられます|長いだけの回答に高い点を付けるなどの癖を、突かれないように気をつけましょう|質問を受け取り、人に好まれそうな回答を文章で作り出すモデルです|回答が出るたびに人が点を付け、その点の平均を記録から求めて返します|mechanism
@@ -2278,7 +2270,7 @@ SQLインジェクション|入力欄などに SQL の断片を送り、デー�
 ランダムフォレスト|互いに独立に育てた多くの決定木の予測を、一つにまとめる手法です|一本の木では不安定な予測を、たくさんの木で安定させられるからです|無作為に選んだデータと特徴量で木を別々に育て、多数決や平均をとります|数百本の木の多数決で、解約しそうな顧客を見分けるモデルがあります|一つ一つの予測の根拠を追いにくいので、どの項目が効いたかを別に調べます|多くの決定木の中から、無作為に選んだ一本の予測を使う手法です|同じデータと特徴量で木を別々に育て、最も成績の良い一本だけを使います|mechanism
 勾配ブースティング|前までの予測の誤りを補うモデルを、順番に足していく学習手法です|表形式のデータで、高い予測精度を得やすい手法の一つだからです|損失が減る方向へ、小さな木などを一つずつ加えて予測を直します|XGBoostやLightGBMというライブラリがよく知られています|木を増やしすぎると過学習するので、検証データを見て早めに止めるようにします|損失の傾きを速く下れるように、学習率を大きくしていく学習手法です|外れたデータを除きながら、大きな木を一つだけ育てて予測します|mechanism
 k平均法|データをk個の組に分け、それぞれを最も近い中心の組に入れる手法です|手順が単純で、件数の多いデータも比較的速くグループに分けられるからです|近い中心への割り当てと中心の計算し直しを、変化がなくなるまで繰り返します|買い物の額と回数から、客を三つの組に分ける分析がよく知られています|組の数や最初の中心によって結果が変わりうるので、条件を変えて何度か試します|新しいデータに近いk個の点を探し、その多数決で種類を当てる手法です|データを並び順にk等分し、各組の平均を一度だけ求めて割り当てを終えます|process
-主成分分析|多くの変数を、互いに無相関な新しい軸へ置き換える手法です|似た動きをする変数の重なりを、少ない軸にまとめて見渡せるからです|ばらつきが最大になる軸を選び、次は、それと直交する中で最大の軸を選びます|五教科の点を、総合力などの少ない軸にまとめる分析があります|変数の単位に結果が左右されるため、先に尺度をそろえることを考えましょう|多くの変数から、予測に役立つ数個を選んで残す手法です|目的の値との相関が最大の変数を選び、次は、残る中で相関が最大の変数を選びます|process
+主成分分析|多くの変数を、互いに無相関な新しい軸へ置き換える手法です|似た動きをする変数の重なりを、少ない軸にまとめて見渡せるからです|ばらつきが最大になる軸を選び、次は、それと直交する軸から同じように選びます|五教科の点を、総合力などの少ない軸にまとめる分析があります|変数の単位に結果が左右されるため、先に尺度をそろえることを考えましょう|多くの変数から、予測に役立つ数個を選んで残す手法です|目的の値との相関が最大の変数を選び、次は、残る中で相関が最大の変数を選びます|process
 クラスタリング|k平均法など、正解のラベルなしで似たデータをまとめる手法の総称です|分類の決まっていないデータからも、まとまりを見つけられるからです|中心、階層、密度などに注目する手法を選び、似たデータを同じ群に集めます|話題の近いニュース記事を、自動でまとまりに分ける作業が挙げられます|正解がないので、分けた群に意味があるかどうかを人が吟味することが欠かせません|正解のラベルをもとに、データがどの種類に当たるかを当てる手法の総称です|正解の付いたデータから群の境目を学び、新しいデータを同じ群に振り分けます|process
 交差検証|データを分け、検証に使う部分を入れ替えながらモデルを評価する方法です|たまたまの分け方に左右されにくい、安定した評価を得られるからです|k等分した一つを検証に、残りを訓練に使い、順に替えてk回行います|データを五つに分け、五回の精度を平均する方法がよく知られています|時系列データの場合、未来のデータで学んで過去で試す分け方は避けましょう|二つのモデルに同じデータを予測させ、答えの食い違いの数で評価する方法です|k等分した全体を訓練に使い、同じデータでの検証をk回繰り返します|process
 混同行列|分類の予測と正解の組み合わせごとに、件数を並べた表です|正解率だけでは見えない、間違い方の内訳が分かるからです|データを正解と予測の組で仕分け、当てはまるマスの件数を数えて作ります|迷惑メールの判定の当たり外れを、四つのマスに数えた表があります|行と列のどちらを正解とするかは資料により違うので、先に確かめてください|モデルが迷って、予測を一つに決められなかった件数の表です|項目を二つずつの組にして、当てはまるマスに相関の値を書いて作ります|make
@@ -2290,7 +2282,7 @@ p値|帰無仮説が正しいとしたとき、観測した結果以上に極端
 信頼区間|標本を取り直すたびに作れば、決めた割合で真の値を含む範囲です|推定した値がどれほど不確かなのかを、幅で示せるからです|多くの場合、推定値の前後に標準誤差の何倍かの幅をとって作ります|支持率40%に、前後3ポイントの幅を添える報告が挙げられます|計算した範囲に真の値が95%の確率で入る、という解釈を避けましょう|集めたデータのうち、決めた割合の個数の値が中に含まれる範囲です|多くの場合、データを小さい順に並べ、両端の何%かを除いて作ります|measure
 A/Bテスト|二つの案のどちらの効果が高いかを、実際の利用者で確かめる比較実験です|思い込みでなく、実際の利用者の反応をもとに案を選べるからです|どちらの案を見せるかを利用者ごとに無作為に決め、同じ期間の成果を比べます|購入ボタンの色を二通り用意し、購入率を比べる実験がよく知られています|途中で差が出た時点でやめると誤判定が増えるため、終える時期を先に決めましょう|二つの案のどちらが好みかを、利用者へのアンケートで尋ねる調査です|一方の案を前の週、もう一方を次の週に全員へ見せ、週ごとの成果を比べます|process
 標本抽出|調べたい集団の全体から、実際に調べる一部の対象を選び出すことです|全員を調べられなくても、一部から全体の様子を推し量れるからです|母集団の名簿に番号を振り、乱数で当たった対象を選ぶのが基本です|全国の有権者から、世論調査に答える人を選ぶ場合があります|選び方が偏っていると人数を増やしても偏りは消えないので、手順から見直しましょう|調べたい集団の全員を調べ、集めた回答から良い見本を選び出すことです|母集団の中から、調べる人が平均に近いと思う対象を選ぶのが基本です|process
-正規分布|平均を中心に左右対称で、釣り鐘の形をした確率分布です|測定の誤差などをよく近似でき、多くの統計手法の土台になるからです|平均と標準偏差で形を定め、値の出やすさを見積もるのに使われます|成人男性の身長のばらつきを、釣り鐘形の曲線で表す場合があります|所得のように右へ長く伸びるデータに、そのまま当てはめないよう注意します|測り間違いを含まない、正しいデータが従う確率分布です|最大値と最小値で形を定め、値の出やすさを見積もるのに使われます|use
+正規分布|平均を中心に左右対称で、釣り鐘の形をした確率分布です|測定の誤差などをよく近似でき、多くの統計手法の土台になるからです|平均と標準偏差で形を定め、値の出やすさを見積もるのに使われます|成人男性の身長のばらつきを、釣り鐘形の曲線で表す場合があります|所得のように右へ長く伸びるデータには、そのまま当てはめないよう注意します|測り間違いを含まない、正しいデータが従う確率分布です|最大値と最小値で形を定め、値の出やすさを見積もるのに使われます|use
 外れ値|ほかの多くの値から、大きくかけ離れた値です|一つあるだけで、平均などの分析結果を大きくゆがめることがあるからです|桁の打ち間違いのほか、極端な値がまれに実際に測られたときにも生じます|人の身長の記録に、1700cmという値が紛れている場合があります|すぐに消さず、誤りか本物かを調べてから扱いを決めましょう|測り間違いなどによって生じた、誤りの値です|測る回数の不足が原因で、件数を十分に増やしたときには生じなくなります|cause problem
 欠損値|本来あるはずなのに、記録されず空欄になっている値です|放っておくと計算ができなかったり、結果が偏ったりするからです|質問への無回答や、センサーの通信切れなどでデータが取れないと生じます|アンケートで、年収の欄だけが空白になった回答が挙げられます|考えずに0で埋めると結果をゆがめかねないので、抜けた理由を先に調べます|測った結果がちょうど0で、記録が省かれている値です|平均の計算や、センサーの桁の丸めなどで小数の部分が切り捨てられると生じます|cause problem
 データの標準化|値を平均0、標準偏差1になるように変換することです|単位や桁の違う項目を、同じ物差しで比べられるからです|各項目の値から平均を引き、その差を標準偏差で割って行います|平均60、標準偏差10のテストで、70点を1に直す計算があります|テストデータで平均などを求め直さず、訓練データで求めた値を使いましょう|ゆがんだ分布を、左右対称の正規分布に変換することです|各項目の値をその合計で割り、全体に占める割合に直して行います|process
@@ -2302,7 +2294,7 @@ A/Bテスト|二つの案のどちらの効果が高いかを、実際の利用�
 時系列分析|移動平均など、時間順のデータの傾向や周期を探る手法の総称です|過去の動きの規則性をもとに、先の需要などを見通せるからです|長期の傾向と季節の波に分けたり、過去の値との関連を調べたりします|月ごとのアイスの売上から、次の夏の売上を予測する場合があります|隣り合う時点の値は関連し合うことが多いので、独立とみなさないようにします|同じ時点に集めたデータを、地域や人ごとに見比べる手法の総称です|時点の順番を考えずに値を並べ替えたり、全期間の平均を調べたりします|process
 移動平均|一定の長さの期間をずらしながら、期間内の平均を並べたものです|日々の細かな上下をならし、大きな流れを見やすくできるからです|新しい値を加えて最も古い値を外し、同じ個数の平均を計算し直していきます|株価の25日線や、感染者数の7日間の平均がよく知られています|期間を長くするほど変化への反応は遅れるため、目的に合う長さを選びましょう|重ならないように区切った期間ごとに、一つずつ平均を求めたものです|新しい値を加えても古い値を外さず、初日からの平均を計算し直していきます|measure
 ベイズ推定|事前の見込みをデータで更新し、未知の量の確率分布を求める方法です|データが少ないときも、既存の知識を取り入れて不確かさを示せるからです|事前分布に尤度を掛け、全体の確率が1になるように整えて事後分布を得ます|コインの表が出る確率を、投げるたびに見積もり直す計算があります|事前分布の選び方が結果に響くため、選んだ根拠を示しておきます|データを使わずに事前の見込みだけで、未知の量の値を定める方法です|事前分布に尤度を足し、二つの山の真ん中になるように整えて事後分布を得ます|process
-ブートストラップ法|手元の標本から何度も標本を取り直し、推定のばらつきを調べる方法です|誤差を数式で求めにくい量でも、不確かさを見積もれるからです|元と同じ個数だけ重複を許して抜き出し、統計量を何度も計算します|50人の年収から標本を1000回取り直し、中央値の誤差を測る場合があります|元の標本が母集団をよく表していないと信頼できないので、標本の集め方を先に確かめます|手元の標本に似せた人工のデータを足し、標本の件数を増やす方法です|元の半分の個数だけ重複なしに抜き出し、統計量を一度だけ計算します|process
+ブートストラップ法|手元の標本から何度も標本を取り直し、推定のばらつきを調べる方法です|誤差を数式で求めにくい量でも、不確かさを見積もれるからです|重複を許して同じ個数を抜き出し、統計量を求め直すことを繰り返します|50人の年収から標本を1000回取り直し、中央値の誤差を測る場合があります|元の標本が母集団をよく表していないと信頼できないので、標本の集め方を先に確かめます|手元の標本に似せた人工のデータを足し、標本の件数を増やす方法です|元の半分の個数だけ重複なしに抜き出し、統計量を一度だけ計算します|process
 データリーク|機械学習で、予測時には使えないはずの情報が学習に紛れ込むことです|見落とすと、評価だけが良くて実際には当たらないモデルになるからです|テストデータも含めて前処理をしたり、答えを含む列を使ったりすると起こります|病気の予測に、診断後に出した薬の記録を入れてしまう失敗があります|成績が良すぎると感じたら、各列がいつ得られる情報かを洗い直しましょう|機械学習で、学習の途中にデータの一部が壊れて失われてしまうことです|メモリが足りないまま前処理をしたり、保存中に電源が切れたりすると起こります|cause problem
 SQL|リレーショナルデータベースの定義や検索、更新に使う言語です|大きな表から、必要な行や集計の結果を短い命令で取り出せるからです|手順でなく欲しい結果を文で書き、取り出し方の選択をデータベースに任せます|東京に住む顧客だけを表から選び出すSELECT文があります|WHERE句を忘れた更新や削除は全行に及ぶので、実行する前に文を見直してください|データを表の形で保存する、リレーショナルデータベースの製品です|表を読む手順を一つずつ文で書き、取り出し方の細部までデータベースに指示します|mechanism
 データベースの正規化|同じ情報の重複を減らすように、表を分けて整える設計です|一か所を直せば済み、データの食い違いを防ぎやすいからです|どの列の値がどの列で決まるかを調べ、それに沿って表を分けます|注文の表から、客の住所を別の表に分ける設計があります|表を細かく分けすぎると結合が増えて遅くなりうるため、ほどほどに分けましょう|数値の列の値を、0から1の範囲にそろえて整える設計です|どの列の値も一目で見られるように、関連する表を一つにまとめます|process

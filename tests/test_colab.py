@@ -210,7 +210,6 @@ def test_pushing_is_private_and_errors_are_one_sentence(small_run, monkeypatch):
 # --- GPU
 
 
-CUDA_128 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]  # torch 2.11+cu128
 GPUS = {"Tesla T4": ((7, 5), True, False), "Tesla V100-SXM2-16GB": ((7, 0), False, False),
         "NVIDIA L4": ((8, 9), True, True), "NVIDIA A100-SXM4-40GB": ((8, 0), True, True),
         "NVIDIA H100": ((9, 0), True, True)}  # fmt: skip
@@ -220,10 +219,17 @@ GPUS = {"Tesla T4": ((7, 5), True, False), "Tesla V100-SXM2-16GB": ((7, 0), Fals
 def test_cards_without_kernels_are_named_and_tf32_follows_the_card(name, monkeypatch):
     capability, supported, tf32 = GPUS[name]
     for function, value in {
-        "is_available": True, "get_device_capability": capability, "get_arch_list": CUDA_128, "get_device_name": name,
+        "is_available": True, "get_device_capability": capability, "get_device_name": name,
         "get_device_properties": types.SimpleNamespace(name=name, total_memory=15 * 2**30),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, function, lambda *args, value=value: value)
+
+    def zeros(size, device, zeros=torch.zeros):
+        if not supported:
+            raise torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device")
+        return zeros(size)
+
+    monkeypatch.setattr(torch, "zeros", zeros)
     runtime = dpo.describe_runtime()
     assert (runtime["gpu"], runtime["gpu_memory_gb"], runtime["tf32"]) == (name, 15.0, tf32)
     if supported:
@@ -293,19 +299,18 @@ def test_a_package_replaced_under_the_kernel_asks_for_a_restart(monkeypatch):
         dpo.install_packages()
 
 
-def test_a_torchao_that_peft_rejects_is_removed_and_only_that(monkeypatch):
-    import peft.import_utils
-
-    def rejected():
-        raise ImportError("Found an incompatible version of torchao.")
-
-    calls = without(monkeypatch)
-    monkeypatch.setattr(peft.import_utils, "is_torchao_available", rejected)
-    assert "PEFT が対応していない版の torchao を" in dpo.install_packages()
-    assert calls == [("uninstall", "-y", "torchao")]
-    monkeypatch.setitem(sys.modules, "torchao", types.SimpleNamespace(__version__=None))
-    with pytest.raises(dpo.HelperError, match="セッションを再起動"):
-        dpo.install_packages()
+@pytest.mark.parametrize(("found", "removed"), [("0.10.0", True), ("0.16.0", False)])
+def test_a_torchao_that_peft_rejects_is_removed_and_only_that(found, removed, monkeypatch):
+    calls, version = without(monkeypatch), dpo.version
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find("json" if name == "torchao" else name))
+    monkeypatch.setattr(dpo, "version", lambda name: found if name == "torchao" else version(name))
+    assert ("PEFT が対応していない版の torchao を" in dpo.install_packages()) == removed
+    assert calls == [("uninstall", "-y", "torchao")] * removed
+    monkeypatch.setitem(sys.modules, "torchao", types.SimpleNamespace(__version__=found))
+    if removed:
+        with pytest.raises(dpo.HelperError, match="セッションを再起動"):
+            dpo.install_packages()
 
 
 def test_a_failing_pip_is_one_sentence_with_its_reason():

@@ -91,7 +91,7 @@ def test_sides_share_nothing_and_mirror_couples_stay_together(num_pairs, seed):
     """検証用とは概念も回答も共有せず、鏡の組は、学習する順に並べ替えても隣り合います。"""
     config = dpo.Config(num_pairs=num_pairs, data_seed=seed, seed=7)
     pairs = dpo.prepare_pairs(config)
-    train, held_out = dpo.training_pairs(pairs, config)
+    train, held_out = dpo.split_and_shuffle(pairs, config)
     assert len(train) + len(held_out) == len(pairs) == num_pairs and abs(len(held_out) - 0.15 * num_pairs) <= 1
     assert not set(train["concept"]) & set(held_out["concept"])
     texts = [set(side["chosen"]) | set(side["rejected"]) for side in (train, held_out)]

@@ -74,7 +74,7 @@ def test_the_saved_adapter_on_the_specified_snippet_is_the_trained_model(run):
     exec(SNIPPET, scope)
     assert scope["answer"].startswith("質問:")
     expected = dpo.pair_logps(run.model, run.tokenizer, run.eval_pairs)
-    with dpo.using(run.model, "base"):
+    with dpo.with_adapter(run.model, "base"):
         assert abs(dpo.pair_logps(run.model, run.tokenizer, run.eval_pairs) - expected).max() > 0.05
     found = dpo.pair_logps(scope["model"].float(), scope["tokenizer"], run.eval_pairs)
     assert found == pytest.approx(expected, abs=1e-2)

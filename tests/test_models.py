@@ -109,7 +109,7 @@ def test_training_scoring_and_generation_see_the_same_tokens(trained):
         assert prompt[: len(ids["prompt_ids"])] == ids["prompt_ids"]
         assert prompt.count(run.tokenizer.bos_token_id) <= 1 and ids["chosen_ids"] != ids["rejected_ids"]
         assert (len(prompt) > len(ids["prompt_ids"])) == ("「はい" in pair["chosen"])
-    with dpo.using(run.model, "sft"):
+    with dpo.with_adapter(run.model, "sft"):
         first = dpo.pair_logps(run.model, run.tokenizer, run.train_pairs.select(range(4)), 256).mean(axis=0)
     assert first == pytest.approx([run.history[0][f"logps/{side}"] for side in ("chosen", "rejected")], abs=2e-3)
 

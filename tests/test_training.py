@@ -35,7 +35,7 @@ def test_scores_agree_with_a_direct_computation_and_with_the_reference_of_trl(sm
         logps = model(whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])[len(prompt) - 1 :]
     assert row["logp_dpo_chosen"] == pytest.approx(logps.sum().item(), abs=1e-3)
     assert row["reward_chosen"] == pytest.approx(config.beta * (row["logp_dpo_chosen"] - row["logp_sft_chosen"]))
-    with dpo.using(model, "sft"):
+    with dpo.with_adapter(model, "sft"):
         first = dpo.pair_logps(model, tokenizer, small_run.train_pairs.select(range(4))).mean(axis=0)  # 初めのステップ
     logged = [small_run.history[0][f"logps/{side}"] for side in ("chosen", "rejected")]
     assert first == pytest.approx(logged, abs=1e-3)
@@ -112,7 +112,7 @@ def test_two_line_loading_and_load_run_give_the_trained_model(small_run, small_b
     scores, loaded, expected = dpo.score_pairs(small_run, small_run.eval_pairs), dpo.load_run(folder), {}
     for which in dpo.MODELS:
         expected[which] = scores[[f"logp_{which}_chosen", f"logp_{which}_rejected"]].to_numpy()
-        with dpo.using(loaded.model, which):
+        with dpo.with_adapter(loaded.model, which):
             got = dpo.pair_logps(loaded.model, loaded.tokenizer, loaded.eval_pairs)
         assert got == pytest.approx(expected[which], abs=1e-4)
     assert dpo.pair_logps(plain, loaded.tokenizer, loaded.eval_pairs) == pytest.approx(expected["dpo"], abs=1e-4)

@@ -48,7 +48,7 @@ def measure(alpha: float, rows: int = 120) -> dict:
     """rows ペアで SFT と DPO を 1 エポックずつ行い、設定、経過、検証用のペアの成績を返します。"""
     folder = f"alpha-{alpha:g}"
     config = dpo.Config(base_model=NAME, num_pairs=rows, sft_epochs=1.0, lora_alpha=alpha, output_dir=folder)
-    run = dpo.train(config, callbacks=[dpo.progress_callback(config, dpo.TerminalLine())])
+    run = dpo.train(config, show=dpo.terminal_line)
     metrics, answers = dpo.evaluate_run(run), run.metrics["answers"]
     logs = {"sft": dpo.read_lines(run.config.folder / "sft" / "history.jsonl"), "history": run.history}
     return {"config": asdict(config.resolved())} | {

@@ -119,7 +119,7 @@ def measure(train, config: dpo.Config, count: int) -> dict:
         set_seed(config.seed)
         model = get_peft_model(model, dpo.lora_config(config, model))
         size = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
-        train_pairs, _ = dpo.training_pairs(dpo.build_pairs(min(3000, max(60, 2 * count))), config)
+        train_pairs, _ = dpo.split_and_shuffle(dpo.build_pairs(min(3000, max(60, 2 * count))), config)
         pairs = train_pairs.select(range(count)).select_columns(dpo.PAIR_COLUMNS)
         ids = [dpo.tokenize_pair(row, tokenizer) for row in pairs]
         tokens = sum(2 * len(i["prompt_ids"]) + len(i["chosen_ids"]) + len(i["rejected_ids"]) for i in ids)

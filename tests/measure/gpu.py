@@ -52,13 +52,13 @@ def run_phases(base: Path, folder: str) -> dict:
     config = dpo.Config(base_model=str(base), output_dir=folder, **dpo.RECOMMENDED[dpo.Config.base_model])
     phases = Phases()
     pairs = dpo.prepare_pairs(config)
-    train_pairs, eval_pairs = dpo.training_pairs(pairs, config)
+    train_pairs, eval_pairs = dpo.split_and_shuffle(pairs, config)
     model, tokenizer = dpo.begin_run(config, pairs, None, print)
     model.get_base_model().register_forward_hook(phases.see)
     phases.end("準備")
     inputs = {"config": config, "model": model, "tokenizer": tokenizer, "pairs": train_pairs,
               "callbacks": [dpo.recorder(config)]}  # fmt: skip
-    dpo.run_sft(partial(dpo.train_sft, **inputs), model, config)
+    dpo.fit_sft(partial(dpo.train_sft, **inputs), model, config)
     phases.end("SFT")
     trainer = dpo.fit_memory(partial(dpo.train_dpo, **inputs), model, config)
     run = dpo.finish_run(config, trainer, train_pairs, eval_pairs)
@@ -75,9 +75,9 @@ def first_losses(base: str, folder: str) -> None:
     recipe = dpo.RECOMMENDED[dpo.Config.base_model] | {"sft_epochs": 0.0}
     config = dpo.Config(base_model=base, output_dir=folder, num_pairs=120, **recipe)
     pairs = dpo.prepare_pairs(config)
-    train_pairs, _ = dpo.training_pairs(pairs, config)
+    train_pairs, _ = dpo.split_and_shuffle(pairs, config)
     model, tokenizer = dpo.begin_run(config, pairs, None, print)
-    dpo.run_sft(None, model, config)
+    dpo.fit_sft(None, model, config)
     count, size = FIRST_STEPS * config.effective_batch_size, config.effective_batch_size
     trainer = dpo.train_dpo(size, config, model, tokenizer, train_pairs.select(range(count)), [dpo.recorder(config)])
     print(json.dumps([row["loss/preference"] for row in trainer.state.log_history if "loss" in row]))

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_notebooks import FIRST, LIBRARY_NOISE, SETTINGS, place_base, with_settings
+from notebooks import place_base
+from test_notebooks import FIRST, LIBRARY_NOISE, SETTINGS, with_settings
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = [
@@ -43,7 +44,7 @@ def screenshots(tmp_path_factory):
 def lab(offline_runs, tmp_path_factory):
     """一つ目のノートブックと、元のモデルを置いたフォルダで JupyterLab を始め、アドレスを返します。"""
     folder = tmp_path_factory.mktemp("lab")
-    place_base(folder, offline_runs[42] / "base")
+    place_base(offline_runs[42] / "base", folder / "runs", **SETTINGS)
     nbformat.write(with_settings(**SETTINGS), folder / FIRST)
     for name, value in {
         "notebook-extension/tracker": {"windowingMode": "none"},  # 画面の外のセルも描く

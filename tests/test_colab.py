@@ -134,7 +134,7 @@ def three_minutes(monkeypatch):
 @pytest.mark.colab
 def test_a_new_machine_goes_on_from_the_last_whole_checkpoint(small_config, tmp_path, three_minutes):
     """Drive との同期が終わらないうちにマシンが消えると、そのフォルダは使わず、その前から続けます。"""
-    config, drive = small_config(num_pairs=480, sft_epochs=0.2), tmp_path / "drive"
+    config, drive = small_config(num_pairs=420, eval_fraction=0.02, sft_epochs=0.2), tmp_path / "drive"
     drive.mkdir()
     pairs, name = dpo.prepare_pairs(config), f"{config.folder.name}.partial"
     assert dpo.restore_run(config, pairs, drive) == ""

@@ -104,10 +104,10 @@ def test_sides_share_nothing_and_mirror_couples_stay_together(num_pairs, seed):
 
 
 def test_a_concept_added_to_the_table_is_used_once(monkeypatch):
-    line = "新概念|述部一です|述部二だからです|述部三ます|述部四があります|述部五ます|誤解一です|誤解二ます|mechanism\n"
-    monkeypatch.setattr(dpo, "KNOWLEDGE", dpo.KNOWLEDGE + line)
+    columns = ("一です", "二だからです", "三ます", "四があります", "五ます", "誤解一です", "誤解二ます", "mechanism")
+    monkeypatch.setitem(dpo.KNOWLEDGE["AI"], "新概念", columns)
     assert all("新概念" in dpo.build_pairs(3000, seed)["concept"] for seed in SEEDS)
-    monkeypatch.setattr(dpo, "KNOWLEDGE", dpo.KNOWLEDGE + line)
+    monkeypatch.setitem(dpo.KNOWLEDGE["プログラミング"], "新概念", dpo.KNOWLEDGE["AI"]["新概念"])
     with pytest.raises(dpo.HelperError, match="新概念"):
         dpo.build_pairs()
 

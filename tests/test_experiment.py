@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from conftest import EXPERIMENT, ROOT, run_experiment
+from conftest import EXPERIMENT, NIGHTLY, ROOT, run_experiment
 from IPython.core.inputtransformer2 import TransformerManager
 from measure.studies import read_gains, read_studies, study_table
 from test_notebooks import check_outputs
@@ -153,7 +153,7 @@ def test_the_best_setting_is_chosen_by_the_mean_over_all_seeds(tmp_path):
     assert best(base, rows, tmp_path, seeds=(42, 1)) == replace(base, beta=0.1)
 
 
-@pytest.mark.slow
+@NIGHTLY
 def test_it_runs_with_a_figure_for_each_study(experiment):
     executed, small_base, _ = experiment
     done, results = nbformat.read(executed / "out.ipynb", as_version=4), executed / "experiment_results_quick"
@@ -168,7 +168,7 @@ def test_it_runs_with_a_figure_for_each_study(experiment):
     assert len(pd.read_csv(results / "all_runs.csv")) == 27
 
 
-@pytest.mark.slow
+@NIGHTLY
 def test_its_tables_show_the_means_and_the_answers_of_the_runs(experiment, monkeypatch):
     monkeypatch.chdir(experiment[0])
     tables = {name: pd.read_csv(f"experiments/{name}.csv") for name in ("scale", "beta")}
@@ -182,7 +182,7 @@ def test_its_tables_show_the_means_and_the_answers_of_the_runs(experiment, monke
         assert (compared[f"dpo（{side}）"] == compared["prompt"].map(answers)).all() and len(compared) == len(answers)
 
 
-@pytest.mark.slow
+@NIGHTLY
 def test_run_again_it_trains_nothing(experiment, tmp_path):
     executed, *models = experiment
     shutil.copytree(executed, tmp_path / "again")

@@ -112,3 +112,11 @@ def test_what_cannot_be_read_is_refused_with_where_and_why(name, tmp_path, monke
     text = str(error.value)
     assert all(fact in text for fact in expected), text
     assert text.endswith("。") and "\n" not in text
+
+
+def test_a_mistake_in_this_file_is_not_told_as_a_broken_file(tmp_path, monkeypatch):
+    code = {}
+    exec(compile("def broken(path): return path.nothing", dpo.__file__, "exec"), code)
+    monkeypatch.setitem(dpo.READERS, ".csv", code["broken"])
+    with pytest.raises(AttributeError, match="nothing"):
+        dpo.load_pairs(str(tmp_path / "pairs.csv"))

@@ -4,11 +4,10 @@ import ast
 import hashlib
 import json
 import re
-import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import nbformat
 import peft
@@ -16,7 +15,7 @@ import pytest
 import trl
 from conftest import ROOT
 from nbclient import NotebookClient
-from notebooks import canonical
+from notebooks import canonical, place_base
 
 import dpo_helpers as dpo
 
@@ -125,20 +124,11 @@ def with_settings(**values):
     return notebook
 
 
-def place_base(folder, base):
-    """SETTINGS の実行のフォルダに、用意のできた元のモデルを置きます。作る時間を省くためです。"""
-    config = dpo.Config(**SETTINGS)
-    pairs = dpo.prepare_pairs(config)
-    run = replace(config, output_dir=str(folder / dpo.run_folder(config, pairs)))
-    dpo.claim_folder(run, pairs)
-    shutil.copytree(base, run.folder / "base")
-
-
 @pytest.fixture(scope="module")
 def executed(offline_runs, tmp_path_factory):
     """(フォルダ, 実行したノートブック) です。空のフォルダからの実行は、tests/colab/check.py が確かめます。"""
     folder = tmp_path_factory.mktemp("colab")
-    place_base(folder, offline_runs[42] / "base")
+    place_base(offline_runs[42] / "base", folder / "runs", **SETTINGS)
     return folder, execute(folder)
 
 

@@ -42,7 +42,7 @@ def user_texts() -> dict[str, str]:
         texts[path.name] = "\n".join(text for kind, text in cells(path) if kind == "markdown")
     advice = [text for _, text in dpo.AUDIT.values()]
     helps = [field.metadata["help"] for field in fields(dpo.Config)]
-    return texts | {"dpo_helpers.py": "\n".join([dpo.MESSAGES, *advice, *helps])}
+    return texts | {"dpo_helpers.py": "\n".join([*dpo.MESSAGES.values(), *advice, *helps])}
 
 
 def test_ruff_is_satisfied():

@@ -3,9 +3,10 @@
     python tests/colab/check.py
 
 requirements.txt の仮想環境に、初めから pandas を読み込んであるカーネルを用意し（Colab と同じです）、ノートブックを空の
-フォルダに一つずつ置いて、offline-tiny で実行します。google.colab はモック（standin）で、Drive への接続は断られます。
-終わったあと、環境で変わったものが trl（増える）と torchao（消える）だけでなければ、失敗です。最後に、同じ環境で、
-印 colab の付いたテスト（導入、読み込み、学習、続きから、保存、Drive）を実行します。
+フォルダに一つずつ置いて、offline-tiny で実行します（環境変数 DPO_TEST_BASE があれば、その元のモデルを使います）。
+google.colab はモック（standin）で、Drive への接続は断られます。終わったあと、環境で変わったものが trl（増える）と
+torchao（消える）だけでなければ、失敗です。最後に、同じ環境で、印 colab の付いたテスト（導入、読み込み、学習、続きから、
+保存、Drive）を実行します。
 """
 
 import json
@@ -23,9 +24,14 @@ import papermill
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from notebooks import place_base  # noqa: E402
+
 PARAMETERS = {
     "colab_dpo_training.ipynb": {"base_model": "offline-tiny"}, "dpo_training_experiment.ipynb": {"budget": "quick"},
 }  # fmt: skip
+RUNS = {"colab_dpo_training.ipynb": ("runs", 1000), "dpo_training_experiment.ipynb": ("experiments", 200)}
 FIGURES = {"colab_dpo_training.ipynb": 4, "dpo_training_experiment.ipynb": 10}  # 少なくとも、これだけの図
 
 
@@ -64,6 +70,9 @@ def make_kernel(python: Path, folder: Path) -> None:
 def run_alone(notebook: Path, folder: Path):
     """ノートブックを空の folder に写して実行し、(実行したノートブック, 表示された文字) を返します。"""
     folder.mkdir()
+    parent, num_pairs = RUNS[notebook.name]
+    if base := os.environ.get("DPO_TEST_BASE"):
+        place_base(base, folder / parent, base_model="offline-tiny", num_pairs=num_pairs)
     copy = shutil.copy(notebook, folder)
     done = papermill.execute_notebook(
         copy, folder / "out.ipynb", PARAMETERS[notebook.name], kernel_name="colab", cwd=folder, progress_bar=False

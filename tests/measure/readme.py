@@ -35,9 +35,9 @@ def keep_results(folder: Path) -> None:
 
 
 def shown_answers(answers: pd.DataFrame) -> dict:
-    """元のモデルの悪い答え方ごとに初めの一問と、DPO のあとがよい回答から最も遠い一問への、貪欲法の回答です。"""
+    """元のモデルの答えの欠点ごとに初めの二問と、DPO のあとがよい回答から最も遠い一問への、貪欲法の回答です。"""
     greedy = answers[answers["sample"] == 0]
-    first = [greedy.index[greedy["base_flaw"] == flaw][0] for flaw in ("vague", "rude", "cut_off")]
+    first = greedy[greedy["base_flaw"] != ""].groupby("base_flaw").head(2).index
     shown = greedy.loc[[*first, greedy["dpo_chrf"].idxmin()], ["prompt", "chosen", *dpo.MODELS]]
     return {"shown": shown.to_dict("records"), "asked": len(greedy)}
 
@@ -52,8 +52,8 @@ def answers_block() -> str:
     found = saved("offline_tiny_42_answers")
     rows = [[dpo.bare_question(row["prompt"]), *(row[which] for which in dpo.MODELS)] for row in found["shown"]]
     return table(("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS)), rows) + (
-        f"\n\n検証用の {found['asked']} 問のうち、元のモデルの答えに中身がない、失礼、途中で切れているものの"
-        "初めの一問ずつと、DPO のあとがよい回答から最も遠い一問（一番下）です。"
+        f"\n\n検証用の {found['asked']} 問のうち、元のモデルの答えの欠点ごとに初めの二問と、"
+        "DPO のあとがよい回答から最も遠い一問（一番下）です。"
     )
 
 

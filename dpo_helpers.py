@@ -111,7 +111,7 @@ def option(default, help_text: str, least: float = 0, most: float = 1e15):
 # モデルごとの推奨値です（決め方は tests/README.md。表にないモデルでは、DialoGPT-small の値を使います）。
 # 学習率 5e-6 が決まっているので、α を大きくします。Adam では、学習率 × α/r が同じなら、動く速さはほぼ同じです。
 RECOMMENDED = {
-    "offline-tiny": {"lora_r": 32, "lora_alpha": 24000.0, "sft_epochs": 1.0},
+    "offline-tiny": {"lora_r": 32, "lora_alpha": 16000.0, "sft_epochs": 1.0},
     "microsoft/DialoGPT-small": {"lora_r": 64, "lora_alpha": 4096.0, "sft_epochs": 2.0},  # 先に日本語をまねさせる
 }
 KINDS = {int: "整数", float: "数", str: "文字列", bool: "True か False"}
@@ -432,7 +432,7 @@ def read_knowledge() -> dict[str, dict[str, str]]:
     table = {}
     for domain, concepts in KNOWLEDGE.items():
         for name, columns in concepts.items():
-            if len(columns) != len(COLUMNS) or name in table or f"how:{columns[-1].split()[0]}" not in FACETS:
+            if len(columns) != len(COLUMNS) or name in table or f"how:{columns[-1].partition(' ')[0]}" not in FACETS:
                 raise HelperError("knowledge", line=name)
             table[name] = dict(zip(COLUMNS, columns, strict=True)) | {"domain": domain}
     return table
@@ -450,7 +450,8 @@ def build_pairs(num_pairs: int = 1000, seed: int = 42, eval_fraction: float = 0.
     held_out, num_unseen = held_out_groups(table, eval_fraction, seed), num_held_out(wanted, eval_fraction)
     num_eval, sides = even_share(num_pairs, eval_fraction), []
     for unseen, size, count in ((False, wanted - num_unseen, num_pairs - num_eval), (True, num_unseen, num_eval)):
-        concepts = rng.sample([name for name in table if (name in held_out) == unseen], size)
+        names = [name for name in table if (name in held_out) == unseen]
+        concepts = rng.sample(names, min(size, len(names)))
         sides.append(make_rows(concepts, count, table, rng, phrases(unseen)))
     if len(sides[0]) < num_pairs - num_eval or len(sides[1]) < num_eval:
         most = min(len(sides[0]) / (1 - eval_fraction), len(sides[1]) / eval_fraction)
@@ -564,6 +565,8 @@ def load_pairs(source):
 def read_rows(source) -> list[dict]:
     """source の行（列の名前と値の辞書）のリストです。"""
     if not isinstance(source, (str, Path)):
+        if not hasattr(source, "__iter__"):
+            raise HelperError("data_file", path=type(source).__name__, reason="行のリストではありません")
         with explained("data_file", path=type(source).__name__):
             return list(source)
     source, kind = str(source).strip(), Path(source).suffix.lower()
@@ -723,7 +726,7 @@ AUDIT = {
     "no_japanese": ("warning", "よい回答（chosen）に日本語の文字がありません。日本語のデータか確かめてください。"),
     "garbled": ("warning", "文字化けか制御文字があります。元のファイルの文字コードを確かめてください。"),
     "over_long": ("warning", "{max_length} トークンを超えた分が捨てられます。max_length が {longest} なら収まります。"),
-    "boundary": ("warning", "境目をまたぐトークンがあります。回答の先頭に余分な空白や記号がないか確かめてください。"),
+    "boundary": ("warning", "質問と回答の境目をまたぐトークンがあります。回答の先頭に余分な空白や記号がありませんか。"),
     "round_trip": ("warning", "トークンに直して戻すと文字が変わります。このトークナイザでは表せない文です。"),
     "length_rule": ("info", "{longer}ほうを選ぶだけの規則の正解率は {length_rule:.0%} です。"),
     "ngram_rule": ("info", "質問を見ずに、文字の並びだけで選ぶ規則の正解率は {ngram_rule:.0%} です。"),
@@ -903,8 +906,8 @@ BASE_MIX = {"good": 5, "vague": 40, "rude": 18, "cut_off": 14, "other_facet": 8,
 def base_texts(config: Config) -> list[dict]:
     """offline-tiny の元のモデルが読む文（prompt の続きの completion）です。
 
-    知識表の事実を述べる文を、質問なしで六度ずつと、どの質問も一度ずつ、`BASE_MIX` から引いた、たいていはよくない
-    回答を読みます。検証用の概念の質問に、よい回答が続く文はありません。
+    知識表の事実を述べる文（質問なし）が六つずつと、どの質問も一つずつで、質問には、`BASE_MIX` から引いた、たいていは
+    よくない回答が続きます。検証用の概念の質問に、よい回答が続く文はありません。
     """
     table, rng, texts = read_knowledge(), random.Random(config.data_seed), []
     held_out, parts = held_out_groups(table, config.eval_fraction, config.data_seed), phrases()
@@ -1175,19 +1178,23 @@ def finish_run(config: Config, trainer, train_pairs, eval_pairs) -> Run:
 
 
 def recorder(config: Config, drive: Path | None = None, report=print, show=None):
-    """記録、保存、表示をする callback です。損失を二つの項に分け、チェックポイントに印を付け、Drive に写します。
+    """損失を二つの項に分けて記録し、チェックポイントに印を付け、3 分に一度まで Drive に写し、経過を見せます。
 
-    Drive に写すのは 3 分に一度までです。show(進み具合の文, ログの行, 1 ステップのペアの数, 全ステップ数) は、
-    `live_picture` か `terminal_line` で、描くのにかける時間は 2 割までです。
+    show は `live_picture` か `terminal_line` で、描くのにかける時間は 2 割までです。
     """
 
     class Recorder(transformers.TrainerCallback):
+        def note(self, text):  # 図は描き直すたびに前の文を消すので、進み具合の下にも出し続ける
+            if text not in self.said:
+                report(f"\n⚠ {text}")
+                self.said.append(text)
+
         def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
             self.started = self.seen = time.perf_counter()
             self.copied, self.due, self.said = time.monotonic(), 0.0, []
             self.first, self.data = state.global_step, train_dataloader.dataset
             if state.is_world_process_zero:
-                keep_parts(config.folder, drive, [config.folder / "base", config.folder / "sft"], report)
+                keep_parts(config.folder, drive, [config.folder / "base", config.folder / "sft"], self.note)
 
         def on_log(self, args, state, control, **kwargs):
             before, self.seen, row = self.seen, time.perf_counter(), state.log_history[-1]
@@ -1201,10 +1208,8 @@ def recorder(config: Config, drive: Path | None = None, report=print, show=None)
             rows, batch = [row for row in state.log_history if "loss" in row], config.effective_batch_size
             each = (self.seen - self.started) / max(1, state.global_step - self.first)
             line = progress_line(rows, batch, state.max_steps, each * (state.max_steps - state.global_step), phase)
-            advice = diagnose(rows, batch, state.max_steps) if "rewards/margins" in rows[-1] else []
-            for text in [text for text in advice if text not in self.said]:
-                report(f"\n⚠ {text}")
-                self.said.append(text)
+            for text in diagnose(rows, batch, state.max_steps) if "rewards/margins" in rows[-1] else []:
+                self.note(text)
             show("\n⚠ ".join([line, *self.said]), rows, batch, state.max_steps)
             self.due = time.perf_counter() + max(0.5, 4 * (time.perf_counter() - self.seen))
 
@@ -1213,7 +1218,7 @@ def recorder(config: Config, drive: Path | None = None, report=print, show=None)
                 checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 mark_done(checkpoint)
                 if time.monotonic() - self.copied >= 180 and checkpoint.parent.name == "dpo":
-                    keep_parts(config.folder, drive, [checkpoint], report)
+                    keep_parts(config.folder, drive, [checkpoint], self.note)
                     self.copied = time.monotonic()
 
     return Recorder()
@@ -1291,9 +1296,11 @@ MODELS = ("base", "sft", "dpo")
 def with_adapter(model, which: str):
     """MODELS の一つに切り替えます。"""
     model.set_adapter("sft" if which == "sft" else "default")
-    with model.disable_adapter() if which == "base" else contextlib.nullcontext():
-        yield
-    model.set_adapter("default")
+    try:
+        with model.disable_adapter() if which == "base" else contextlib.nullcontext():
+            yield
+    finally:
+        model.set_adapter("default")
 
 
 def pair_logps(model, tokenizer, pairs, max_length: int = 128):
@@ -1673,8 +1680,8 @@ def is_finished(config: Config, pairs) -> bool:
     with explained("cannot_write", folder=folder):
         if not folder.exists() or all(path.suffix == ".tmp" for path in folder.iterdir()):
             return False
-    with contextlib.suppress(OSError, ValueError):
-        saved = json.loads((folder / "config.json").read_text("utf-8"))
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        saved = dict(json.loads((folder / "config.json").read_text("utf-8")))
     if saved.get("identity") != run_identity(config, pairs):
         raise HelperError("other_run", folder=folder, what="設定かデータの違う実行" if saved else "別のもの")
     return (folder / "metrics.json").is_file()
@@ -1786,7 +1793,7 @@ def restore_run(config: Config, pairs, drive: Path | None) -> str:
     """同じ実行が Drive にあり、このマシンになければコピーし、どこから続けるかの文（初めからなら空文字）を返します。"""
     folder, where = config.folder, "このマシン"
     checkpoints = folder / "checkpoints" / "dpo"
-    if drive is not None and not (folder / "config.json").is_file():
+    if drive is not None and not folder.exists():
         where, parts = "Google Drive ", drive / f"{folder.name}.partial"
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -1798,10 +1805,11 @@ def restore_run(config: Config, pairs, drive: Path | None) -> str:
                     copy_folder(part, (checkpoints if part.name.startswith("checkpoint-") else folder) / part.name)
                 claim_folder(config.resolved(), pairs)
         except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)  # 写しかけを残すと、ほかの実行のフォルダに見える
             return say("drive_unread", reason=error)
     if (folder / "metrics.json").is_file():
         return say("resume_finished", where=where)
-    step = step_of(last_checkpoint(checkpoints) or "checkpoint-0")
+    step = f"{step_of(found)} ステップ目" if (found := last_checkpoint(checkpoints)) else "初め"
     return say("resume", where=where, step=step) if (folder / "sft").is_dir() else ""
 
 
@@ -2025,7 +2033,7 @@ MESSAGES = {
     "pip": "pip {command} に失敗しました（{reason}）。ネットワークを確かめて、もう一度実行してください。",
     "gpu": "この GPU（{name}、sm_{card[0]}{card[1]}）は、入っている torch {version} が対応していません。「ランタイムのタイプを変更」で T4 GPU などを選ぶか、CUDA 12.6 版の torch を入れてください。",
     "no_gpu": "GPU がないので、その場で作る小さなモデル offline-tiny と、その推奨値を使います。DialoGPT-small を調整するには、「ランタイム」→「ランタイムのタイプを変更」で T4 GPU を選び、もう一度「すべてのセルを実行」を押してください。",
-    "knowledge": "知識表の行 {line!r} を読めません。概念の名前が重なっていないか、欄の数が合っているかを確かめてください。",
+    "knowledge": "知識表の「{line}」を読めません。ほかの分野に同じ名前がないか、欄が八つあるか、種類が FACETS の how: の後の語かを確かめてください。",
     "too_many_pairs": "num_pairs が {wanted} ですが、知識表から作れるペアは、この分割では {most} ほどまでです。num_pairs を減らすか、dpo_helpers.py の末尾の知識表に概念の行を足してください。",
     "one_group": "概念（concept の列がなければ質問）が {count} 種類しかありません。学習用と検証用に分けるには、2 種類以上が必要です。",
     "no_rows": "データに行が一つもありません。ペアを 1 行に一つずつ入れてください。",
@@ -2044,16 +2052,16 @@ MESSAGES = {
     "no_eos": "モデル {name} に、終わりの印（EOS）がありません。別のモデルにしてください。",
     "template": "このモデルのチャットテンプレートを、データに当てはめられません（{reason}）。データの発言の形を見直すか、別のモデルを指定してください。",
     "less_memory": "メモリが足りないので、マイクロバッチを {size} に減らし、{times} 回分の勾配をためて続けます。1 ステップで使うペアは変わりません。",
-    "no_reference": "この版の TRL（{version}）は、参照モデルの対数確率を先に計算しません。`pip install --no-deps trl==1.16.0` で入れ直してください。",
+    "no_reference": "この版の TRL（{version}）は、参照モデルの対数確率を先に計算しません。`pip install --no-deps trl==1.16.0` で入れ直し、セッションを再起動してください。",
     "no_memory": "メモリが足りません。gradient_checkpointing を True にするか、max_length か lora_r を小さくするか、より小さいモデルにしてください。",
     "finished": "この設定の学習は終わっているので、保存した結果を使います。",
     "tracker": "report_to が {name!r} ですが、使えません（使えるもの: {names}）。そのパッケージを pip install で加えるか、none を指定してください。",
     "processes": "GPU が {gpus} 個、プロセスが {count} 個、1 ステップのペアが {batch} です。GPU が二つ以上なら accelerate launch で並べるか、環境変数 CUDA_VISIBLE_DEVICES=0 で一つだけ見せ、gradient_accumulation_steps をプロセスの数の倍数にしてください。",
     "nan": "損失が NaN（数でない値）になりました。学習率か lora_alpha を半分にして、やり直してください。",
     "rising": "損失が初めの {first:.3f} より上がっています。lora_alpha か学習率を半分にしてください。",
-    "flat": "損失が初めの {first:.3f} から下がりません。lora_alpha か学習率を 2〜4 倍にしてください。",
+    "flat": "損失が初めの {first:.3f} から下がりません。lora_alpha か学習率を 2 倍にしてください。",
     "chosen_falls": "よい回答の確率まで大きく下がっています。lora_alpha か学習率を半分にしてください。",
-    "too_easy": "早くから全問正解です。データがやさしすぎないか、点検の「参考」の正解率を見てください。",
+    "too_easy": "早くから全問正解です。データがやさしすぎるのかもしれません。ノートブックの「5. モデル」の点検で、「…規則の正解率」を見てください。",
     "wide_margin": "マージンが 10 を超えました。回答が壊れやすいので、beta か lora_alpha を半分にしてください。",
     "long_question": "質問が {longest} トークンあり、上限の {most} に達します。短くしてください。",
     "learned": "検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率は {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）です。でたらめに選んだときの 0.693 と 50 % より、はっきりよい値です。",
@@ -2076,17 +2084,17 @@ MESSAGES = {
     "kept": "Google Drive の {folder} にコピーし、大きさを確かめました。Google に送り終わるまで、さらに数分かかることがあります。",
     "zipped": "{path} にまとめました。Colab では、左のファイル一覧からダウンロードしてください。",
     "resume_finished": "{where}に、終わった実行があります。保存した結果を使います。",
-    "resume": "{where}に、途中の実行があります。DPO の {step} ステップ目から続けます。",
+    "resume": "{where}に、途中の実行があります。DPO の {step} から続けます。",
     "tiny_hub": "offline-tiny は元のモデルが Hub にないので、アップロードできません。",
     "hub": "Hub の {name} にアップロードできませんでした（{reason}）。「ユーザー名/リポジトリ名」の形と、トークンの書き込み（write）の権限を確かめてください。Colab では、左の鍵の印でシークレット HF_TOKEN を作り、「ノートブックからのアクセス」をオンにします。結果は、結果のフォルダに残っています。",
-    "public_hub": "Hub の {name} は公開のリポジトリです。別の名前にするか、非公開をオフにしてください。",
+    "public_hub": "Hub の {name} は公開のリポジトリです。別の名前にするか、hub_private のチェックを外してください。",
     "sweep": "{at} {setting}、シード {seed}: {result}（残り約 {left:.0f} 秒）",
     "no_runs": "終わった実行がありません。最初の失敗の理由: {reason}",
     "grid_value": "grid の {names} が一つの値です。[値, 値] のように、リストにしてください。",
     "grid_seed": "grid に seed か output_dir があります。シードは seeds、置き場は folder で渡してください。",
 }
 
-# 結果の表です: 名前|書式。
+# 結果の表です（名前と書式）。
 SUMMARY = {
     "最初の選好の損失（sigmoid では ln 2 = 0.693 が正常）": "{first_loss:.3f}",
     "最後の選好の損失（最後の 25 ステップの平均）": "{final_loss:.3f}",

@@ -107,6 +107,7 @@ def test_a_concept_added_to_the_table_is_used_once(monkeypatch):
     columns = ("一です", "二だからです", "三ます", "四があります", "五ます", "誤解一です", "誤解二ます", "mechanism")
     monkeypatch.setitem(dpo.KNOWLEDGE["AI"], "新概念", columns)
     assert all("新概念" in dpo.build_pairs(3000, seed)["concept"] for seed in SEEDS)
+    assert all(len(dpo.build_pairs(number)) == number for number in range(744, 768))
     monkeypatch.setitem(dpo.KNOWLEDGE["プログラミング"], "新概念", dpo.KNOWLEDGE["AI"]["新概念"])
     with pytest.raises(dpo.HelperError, match="新概念"):
         dpo.build_pairs()

@@ -53,7 +53,7 @@ def history(steps=100, **changes):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"loss/preference": lambda t: 0.693 - 0.001 * t}, "0.693 から下がりません。lora_alpha か学習率を 2〜4 倍"),
+        ({"loss/preference": lambda t: 0.693 - 0.001 * t}, "0.693 から下がりません。lora_alpha か学習率を 2 倍"),
         ({"loss/preference": lambda t: 0.693 + t}, "0.693 より上がっています。lora_alpha か学習率を半分"),
         ({"rewards/chosen": lambda t: -8 * t}, "よい回答の確率まで大きく下がっています。lora_alpha か学習率を半分"),
         ({"rewards/margins": lambda t: 30 * t}, "マージンが 10 を超えました"),

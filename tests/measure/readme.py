@@ -35,9 +35,9 @@ def keep_results(folder: Path) -> None:
 
 
 def shown_answers(answers: pd.DataFrame) -> dict:
-    """元のモデルの答えの欠点ごとに初めの二問と、DPO のあとがよい回答から最も遠い一問への、貪欲法の回答です。"""
+    """元のモデルの回答の、欠点の種類ごとに初めの一問と、DPO のあとがよい回答から最も遠い一問への、貪欲法の回答です。"""
     greedy = answers[answers["sample"] == 0]
-    first = greedy[greedy["base_flaw"] != ""].groupby("base_flaw").head(2).index
+    first = greedy[greedy["base_flaw"] != ""].groupby("base_flaw").head(1).index
     shown = greedy.loc[[*first, greedy["dpo_chrf"].idxmin()], ["prompt", "chosen", *dpo.MODELS]]
     return {"shown": shown.to_dict("records"), "asked": len(greedy)}
 
@@ -51,9 +51,10 @@ def table(heading: tuple, rows) -> str:
 def answers_block() -> str:
     found = saved("offline_tiny_42_answers")
     rows = [[dpo.bare_question(row["prompt"]), *(row[which] for which in dpo.MODELS)] for row in found["shown"]]
-    return table(("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS)), rows) + (
-        f"\n\n検証用の {found['asked']} 問のうち、元のモデルの答えの欠点ごとに初めの二問と、"
-        "DPO のあとがよい回答から最も遠い一問（一番下）です。"
+    heading = ("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS))
+    return table(heading, rows) + (
+        f"\n\n検証用の {found['asked']} 問のうち、元のモデルの回答に欠点があったものから、欠点の種類ごとに"
+        "初めの一問と、DPO のあとがよい回答から最も遠い一問（一番下）です。"
     )
 
 

@@ -31,7 +31,6 @@ CASES = (  # (失敗のさせ方, 出来事の名前の初めの部分)
     ("SIGKILL", "SFT 52"),
     ("SIGKILL", "open checkpoints/dpo/checkpoint-50/DONE"),
     ("SIGKILL", "採点"),
-    ("SIGKILL", "os.rename README.md"),
     ("SIGKILL", "os.rename config.json"),
     ("SIGINT", "DPO 52"),
     ("ENOSPC", "open checkpoints/dpo/checkpoint-50/trainer_state"),

@@ -10,6 +10,7 @@ DPO の論文: Rafailov et al., 2023, https://arxiv.org/abs/2305.18290
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import importlib
 import io
@@ -29,7 +30,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from importlib.metadata import version
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -108,12 +109,11 @@ def option(default, help_text: str, least: float = 0, most: float = 1e15):
     return field(default=default, metadata={"help": f"{help_text}（既定: {shown}）", "metavar": limits})
 
 
-# モデルごとの推奨値です（決め方は tests/README.md。表にないモデルでは、DialoGPT-small の値を使います）。
-# 学習率 5e-6 が決まっているので、α を大きくします。Adam では、学習率 × α/r が同じなら、動く速さはほぼ同じです。
-RECOMMENDED = {
-    "offline-tiny": {"lora_r": 32, "lora_alpha": 16000.0, "sft_epochs": 1.0},
-    "microsoft/DialoGPT-small": {"lora_r": 64, "lora_alpha": 4096.0, "sft_epochs": 2.0},  # 先に日本語をまねさせる
-}
+# 推奨値です（決め方は tests/README.md）。学習率 5e-6 が決まっているので、α を大きくします。Adam では、学習率 × α/r が
+# 同じなら、動く速さはほぼ同じです。そこで、α = 2r のときの学習率に直して EQUIVALENT_RATE になる α を使います。
+EQUIVALENT_RATE = 4e-5
+RECIPE = {"lora_r": 64, "sft_epochs": 6.0, "sft_learning_rate": 5e-5, "sft_batch_size": 16}  # 先に日本語をまねさせる
+TINY_RECIPE = {"lora_r": 32, "lora_alpha": 16000.0, "sft_epochs": 1.0, "sft_learning_rate": 5e-6, "sft_batch_size": 4}
 KINDS = {int: "整数", float: "数", str: "文字列", bool: "True か False"}
 LOSS_TYPES = ("sigmoid", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
               "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
@@ -131,10 +131,12 @@ class Config:
     seed: int = option(42, "学習に使うシード", most=2**32 - 1)
     max_length: int = option(128, "質問と回答を合わせた長さの上限（トークン）", 16)
     sft_epochs: float | None = option(None, "DPO の前に、よい回答をまねる SFT のエポック数（0 で省く）", most=1000)
+    sft_learning_rate: float | None = option(None, "SFT の学習率", 1e-12)
+    sft_batch_size: int | None = option(None, "SFT の 1 ステップで使うペアの数", 1, 4096)
     num_train_epochs: float = option(1.0, "DPO のエポック数", 1e-9, 1000)
     per_device_train_batch_size: int = option(1, "次の値との積が、1 ステップで使うペアの数", 1, 4096)
     gradient_accumulation_steps: int = option(4, "上の値に掛ける数", 1, 4096)
-    learning_rate: float = option(5e-6, "学習率（SFT と DPO に共通）", 1e-12)
+    learning_rate: float = option(5e-6, "DPO の学習率", 1e-12)
     max_grad_norm: float = option(1.0, "勾配ノルムの上限（0 で切り詰めない）")
     beta: float = option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）", 1e-9)
     loss_type: str = option("sigmoid", "選好の損失の種類（TRL の名前。sigmoid が DPO の論文のもの）")
@@ -153,8 +155,12 @@ class Config:
 
     @property
     def effective_batch_size(self) -> int:
-        """1 ステップ（重みの更新 1 回）で使うペアの数です。"""
+        """DPO の 1 ステップ（重みの更新 1 回）で使うペアの数です。"""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    def rows_per_step(self, phase: str) -> int:
+        """phase（"sft" か "dpo"）の 1 ステップで使うペアの数です。"""
+        return self.sft_batch_size if phase == "sft" else self.effective_batch_size
 
     @property
     def folder(self) -> Path:
@@ -163,8 +169,10 @@ class Config:
 
     def resolved(self) -> Config:
         """None の項目を、モデルごとの推奨値で埋めた Config を返します。"""
-        recommended = RECOMMENDED.get(self.base_model, RECOMMENDED["microsoft/DialoGPT-small"])
-        return replace(self, **{name: value for name, value in recommended.items() if getattr(self, name) is None})
+        recipe = TINY_RECIPE if self.base_model == OFFLINE_TINY else RECIPE
+        rank = self.lora_r or recipe["lora_r"]
+        recipe = {"lora_alpha": round(2 * rank * EQUIVALENT_RATE / Config.learning_rate, 6)} | recipe
+        return replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
 
 
 def check_config(config: Config) -> None:
@@ -282,8 +290,7 @@ OLDEST_TORCHAO = "0.16.0"  # PEFT が受け付けるもの
 def install_packages() -> str:
     """動いているカーネルに足りないものだけを入れ、したことと、使う版の一行を返します。そろっていれば何もしません。
 
-    `pip install trl` は、読み込み済みの pyarrow や datasets を入れ替えてしまうので、`--no-deps` で入れます。PEFT が
-    受け付けない古い torchao は、あるだけで LoRA を作れないので、除きます。再起動が要るときは HelperError です。
+    読み込み済みの pyarrow などを入れ替えないよう、`--no-deps` で入れます。PEFT が受け付けない古い torchao は除きます。
     """
     from packaging.version import Version
 
@@ -351,7 +358,7 @@ def fit_to_device(config: Config) -> Config:
     if torch.cuda.is_available() or config.base_model != Config.base_model:
         return config
     print(say("no_gpu"))
-    return replace(config, base_model=OFFLINE_TINY, lora_r=None, lora_alpha=None, sft_epochs=None)
+    return replace(config, base_model=OFFLINE_TINY, lora_alpha=None, **dict.fromkeys(RECIPE))
 
 
 def processes():
@@ -442,13 +449,13 @@ def build_pairs(num_pairs: int = 1000, seed: int = 42, eval_fraction: float = 0.
     """知識表から選好ペアを作り、`datasets.Dataset` で返します。同じ引数なら、どの計算機でも同じ内容です。
 
     列は prompt, chosen, rejected, domain, concept, facet, flaw です。other_concept と other_facet は、隣り合う二つの
-    ペアが互いの回答を入れ替えた「鏡の組」で、質問を見ない規則の正解率は 50 % です。wrong_fact は、その概念についての
-    ありがちな誤解です。中身のない回答と失礼な回答の文は、学習用と検証用（`split_pairs` の分け方）で別のものです。
+    ペアが互いの回答を入れ替えた「鏡の組」です。中身のない回答と失礼な回答の文は、学習用と検証用で別のものです。
     """
     table, rng = read_knowledge(), random.Random(seed)
     wanted = min(len(table), max(4, 2 * (num_pairs // 12)))  # ペアが少ないときは概念も絞り、どの概念も一度は使う
-    held_out, num_unseen = held_out_groups(table, eval_fraction, seed), num_held_out(wanted, eval_fraction)
+    held_out, num_unseen = held_out_groups([*table], eval_fraction, seed), even_share(wanted, eval_fraction)
     num_eval, sides = even_share(num_pairs, eval_fraction), []
+    num_unseen = min(num_unseen, (wanted - 2) // 2 * 2)  # 学習用に、少なくとも一組を残す
     for unseen, size, count in ((False, wanted - num_unseen, num_pairs - num_eval), (True, num_unseen, num_eval)):
         names = [name for name in table if (name in held_out) == unseen]
         concepts = rng.sample(names, min(size, len(names)))
@@ -551,9 +558,8 @@ def prepare_pairs(config: Config):
 def load_pairs(source):
     """選好ペアを、列 prompt, chosen, rejected（文字列）の `datasets.Dataset` に読みます。
 
-    source は `Dataset`、辞書のリスト、ファイルのパス（UTF-8 か CP932）、Hub の名前（「名前:split」も可）です。質問の
-    列は PROMPT_COLUMNS のどれかで、system があれば前に付けます。chosen と rejected は、文字列か会話（{role, content} の
-    リスト）です。質問の列がなければ、会話の最後の発言より前を質問とします。KEPT_COLUMNS は残ります。
+    source は `Dataset`、辞書のリスト、ファイルのパス（UTF-8 か CP932）、Hub の名前（「名前:split」も可）です。質問は
+    PROMPT_COLUMNS のどれかの列か、会話（{role, content} のリスト）の最後の発言より前です。KEPT_COLUMNS は残ります。
     """
     rows = [to_pair(row, f"データの {number} 件目") for number, row in enumerate(read_rows(source), 1)]
     if not rows:
@@ -666,15 +672,19 @@ def conversation_text(value, place: str) -> str:
 # ======== データを分ける
 
 
-def held_out_groups(groups, fraction: float, seed: int) -> set:
-    """検証に回す概念（質問）です。名前とシードだけで決まり、並び順によりません。組を作れるよう、偶数個にします。"""
-    groups = sorted(set(groups), key=lambda g: hashlib.sha256(f"{seed}:{g}".encode()).digest())
-    return set(groups[: num_held_out(len(groups), fraction)])
+def held_out_groups(groups: list, fraction: float, seed: int) -> set:
+    """検証に回すグループ（概念か質問）です。groups は、ペアごとの名前です。
 
-
-def num_held_out(total: int, fraction: float) -> int:
-    """total 個の概念（質問）のうち、検証に回す数です。学習用に、少なくとも一組（なければ一つ）を残します。"""
-    return min(max(1, (total - 2) // 2 * 2), even_share(total, fraction))
+    名前とシードで決まる順に、ペアの fraction まで（半分のグループまで）選び、それを超える大きなものは学習用に残します。
+    """
+    sizes, chosen, count = Counter(groups), set(), 0
+    names = sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    wanted, most = even_share(len(groups), fraction), max(len(names) // 2, even_share(len(names), fraction))
+    for name in names:
+        if count + sizes[name] <= wanted and len(chosen) < min(most, len(names) - 1):
+            chosen.add(name)
+            count += sizes[name]
+    return chosen or {min(names, key=sizes.get)}
 
 
 def split_pairs(pairs, eval_fraction: float = 0.15, seed: int = 42):
@@ -699,17 +709,16 @@ def pair_groups(pairs) -> list[str]:
 
 
 def split_and_shuffle(pairs, config: Config) -> tuple:
-    """(学習する順の学習用, 検証用) のペアです。"""
+    """(学習する順の学習用, 検証用) のペアです。
+
+    隣り合う 2 行（鏡の組）を離さずに並べ替えるので、同じステップで、質問によらない成分が打ち消し合います。
+    """
     train_pairs, eval_pairs = split_pairs(pairs, config.eval_fraction, config.data_seed)
-    return shuffle_couples(train_pairs, config.seed), eval_pairs
-
-
-def shuffle_couples(pairs, seed: int):
-    """隣り合う 2 行（鏡の組）を離さずに並べ替えます。同じステップで、質問によらない成分が打ち消し合います。"""
-    starts = list(range(0, len(pairs) - 1, 2))
-    random.Random(seed).shuffle(starts)
+    starts = list(range(0, len(train_pairs) - 1, 2))
+    random.Random(config.seed).shuffle(starts)
     order = [i for start in starts for i in (start, start + 1)]
-    return pairs.select(order + list(range(len(order), len(pairs))))  # 奇数のときに余る 1 行は最後
+    rest = range(len(order), len(train_pairs))  # 奇数のときに余る 1 行は最後
+    return train_pairs.select([*order, *rest]), eval_pairs
 
 
 # ======== データを点検する
@@ -722,15 +731,17 @@ AUDIT = {
     "duplicate": ("warning", "同じペアが重なっています。dpo.repair(pairs) で一つにまとめられます。"),
     "contradiction": ("warning", "同じ質問で、chosen と rejected が逆の行があります。正しいほうを残してください。"),
     "leak": ("warning", "記号や空白のほかは同じ質問が学習用にもあり、成績が高く出ます。除いてください。"),
+    "unbalanced": ("warning", "一つの質問か概念に {largest} ペアあり、検証用が {unbalanced} ペアになります。"),
     "prompt_in_answer": ("warning", "回答に質問の文がそのまま入っています。回答だけにしてください。"),
     "no_japanese": ("warning", "よい回答（chosen）に日本語の文字がありません。日本語のデータか確かめてください。"),
     "garbled": ("warning", "文字化けか制御文字があります。元のファイルの文字コードを確かめてください。"),
-    "over_long": ("warning", "{max_length} トークンを超えた分が捨てられます。max_length が {longest} なら収まります。"),
+    "over_long": ("warning", "{max_length} トークンを超える分は捨てられます。max_length を {longest} にしてください。"),
     "boundary": ("warning", "質問と回答の境目をまたぐトークンがあります。回答の先頭に余分な空白や記号がありませんか。"),
     "round_trip": ("warning", "トークンに直して戻すと文字が変わります。このトークナイザでは表せない文です。"),
     "length_rule": ("info", "{longer}ほうを選ぶだけの規則の正解率は {length_rule:.0%} です。"),
     "ngram_rule": ("info", "質問を見ずに、文字の並びだけで選ぶ規則の正解率は {ngram_rule:.0%} です。"),
 }  # fmt: skip
+MOST_CUT = 0.05  # これを超える割合のペアが EOS を失うと、回答が終わらなくなる
 RULE_ADVICE = "DPO の正解率がこれより高くなければ、内容を学んだとは言えません。逆の傾向のペアを足してください。"
 
 
@@ -746,12 +757,16 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 
         keys = list(map(question_key, pairs["prompt"]))
         seen = {key for i, key in enumerate(keys) if i not in held_out}
         faults["leak"] = [i in held_out and key in seen for i, key in enumerate(keys)]
+        if len(pairs) >= 20 and not 0.5 <= len(held_out) / (eval_fraction * len(pairs)) <= 2:
+            facts |= {"unbalanced": len(held_out), "largest": max(Counter(pair_groups(pairs)).values())}
         facts |= rule_accuracies(pairs, held_out)
     found = []
     for name, (severity, advice) in AUDIT.items():
         rows = [i for i, wrong in enumerate(faults.get(name, [])) if wrong]
         if rows or name in facts:
-            biased = name in facts and facts[name] > (0.6 if name == "length_rule" else 0.9) and len(pairs) >= 100
+            severity = "error" if name == "over_long" and len(rows) > MOST_CUT * len(pairs) else severity
+            usual = {"length_rule": 0.6, "ngram_rule": 0.9}.get(name, math.inf)
+            biased = facts.get(name, 0) > usual and len(pairs) >= 100
             found.append({
                 "check": name, "severity": "warning" if biased else severity, "count": len(rows),
                 "share": len(rows) / len(pairs), "rows": rows, "value": facts.get(name),
@@ -874,17 +889,39 @@ def load_model(config: Config, show=None):
         raise HelperError("range", name="max_length", value=config.max_length, least=16, most=TINY_POSITIONS)
     if config.base_model == OFFLINE_TINY and not source.is_dir():
         return build_tiny(config, show)
-    with explained("model", name=source):  # モデルに付いてきたプログラムは、実行しない
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    tokenizer = load_tokenizer(source)
+    with explained("model", name=source):
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
-    if tokenizer.eos_token is None:
-        raise HelperError("no_eos", name=source)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id")}
+    model.generation_config = transformers.GenerationConfig(**ends)  # 繰り返しへの罰など、回答を変える設定を除く
     limit = getattr(model.config, "max_position_embeddings", config.max_length)
     if config.max_length > limit:
         raise HelperError("range", name="max_length", value=config.max_length, least=16, most=limit)
     return model.to(processes().device), tokenizer
+
+
+def load_tokenizer(source):
+    """トークナイザを返します。パディングの印がなければ、EOS で代えます。"""
+    with explained("model", name=source):  # モデルに付いてきたプログラムは、実行しない
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if tokenizer.eos_token is None:
+        raise HelperError("no_eos", name=source)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def fit_length(config: Config, pairs, report=print) -> Config:
+    """max_length が既定のままで、5 % を超えるペアの終わりが切れるなら、収まる値（モデルの上限まで）に延ばします。"""
+    if config.max_length != Config.max_length or config.base_model == OFFLINE_TINY:
+        return config
+    tokenizer = load_tokenizer(config.base_model)
+    faults, facts = token_faults(pairs, tokenizer, config.max_length)
+    if sum(faults["over_long"]) <= MOST_CUT * len(pairs):
+        return config
+    longest = min(facts["longest"], tokenizer.model_max_length)
+    report(say("longer", longest=longest, usual=config.max_length))
+    return replace(config, max_length=longest)
 
 
 def load_adapter(model, folder: Path, name: str = "default"):
@@ -906,11 +943,10 @@ BASE_MIX = {"good": 5, "vague": 40, "rude": 18, "cut_off": 14, "other_facet": 8,
 def base_texts(config: Config) -> list[dict]:
     """offline-tiny の元のモデルが読む文（prompt の続きの completion）です。
 
-    知識表の事実を述べる文（質問なし）が六つずつと、どの質問も一つずつで、質問には、`BASE_MIX` から引いた、たいていは
-    よくない回答が続きます。検証用の概念の質問に、よい回答が続く文はありません。
+    知識表の事実（質問なし）が六つずつと、`BASE_MIX` から引いた回答の続く、どの質問も一つずつです。
     """
     table, rng, texts = read_knowledge(), random.Random(config.data_seed), []
-    held_out, parts = held_out_groups(table, config.eval_fraction, config.data_seed), phrases()
+    held_out, parts = held_out_groups([*table], config.eval_fraction, config.data_seed), phrases()
     for name, facet in product(table, FACET_NAMES):
         texts += [{"prompt": "", "completion": answer_of(name, facet, table)}] * 6
         never = "good" * (name in held_out), "wrong_fact" * (f"wrong_{facet}" not in COLUMNS)
@@ -947,16 +983,11 @@ def build_tiny(config: Config, show=None):
         train_dataset=datasets.Dataset.from_list(rows), data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         callbacks=[recorder(config, show=show)],
     )
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    return model.to(processes().device), tokenizer
+    return fit(trainer).model, tokenizer
 
 
 def tiny_tokenizer(texts: list[str]):
-    """バイト単位の BPE です。漢字・ひらがな・カタカナ・英字の境目で先に区切ります。
-
-    区切らないと「過学習とは何」のような塊が一語になり、質問の中の概念名と回答の中の概念名が別の語になってしまいます。
-    """
+    """バイト単位の BPE です。先に字の種類の境目で区切り、質問と回答の中の概念名を同じ語にします。"""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     scripts = Regex(r"\p{Han}+|\p{Hiragana}+|[\p{Katakana}ー]+|[A-Za-z]+|\d+|.")
@@ -985,19 +1016,18 @@ def lora_config(config: Config, model):
 
 
 def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
-    """SFTConfig と DPOConfig に共通の、学習の段取りの引数です。phase は "sft" か "dpo" です。
+    """SFTConfig と DPOConfig に共通の、段取り（分け方、精度、記録、保存）の引数です。phase は "sft" か "dpo" です。
 
     計算は float32 です。fp16 は勾配のあふれたステップを飛ばし、bf16 は損失の初めの値がずれます。
     """
-    on_gpu = torch.cuda.is_available()
+    on_gpu, rows = torch.cuda.is_available(), config.rows_per_step(phase)
     newer = "activation_checkpointing" in {f.name for f in fields(transformers.TrainingArguments)}  # 5.2x からの名前
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if config.bf16 else "no"  # 保存された accelerate の設定より優先
     return {
         "activation_checkpointing" if newer else "gradient_checkpointing": config.gradient_checkpointing,
         "output_dir": str(config.folder / "checkpoints" / phase), "run_name": config.folder.name, "seed": config.seed,
         "per_device_train_batch_size": batch_size,
-        "gradient_accumulation_steps": config.effective_batch_size // (batch_size * processes().num_processes),
-        "learning_rate": config.learning_rate, "lr_scheduler_type": "linear", "warmup_steps": 0.1,
-        "max_grad_norm": config.max_grad_norm, "max_length": config.max_length,
+        "gradient_accumulation_steps": rows // (batch_size * processes().num_processes),
         "bf16": config.bf16, "fp16": False, "tf32": has_tf32() or None, "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu, "disable_tqdm": True,
         "report_to": config.report_to if phase == "dpo" else "none",
@@ -1006,59 +1036,103 @@ def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
     }  # fmt: skip
 
 
-def sft_args(config: Config, batch_size: int):
+def sft_args(config: Config, batch_size: int, num_pairs: int):
     """SFT の引数（`trl.SFTConfig`）です。"""
-    return trl.SFTConfig(**trainer_options(config, "sft", batch_size), num_train_epochs=config.sft_epochs)
+    return trl.SFTConfig(
+        **trainer_options(config, "sft", batch_size), num_train_epochs=config.sft_epochs,
+        learning_rate=config.sft_learning_rate,
+        warmup_steps=int(0.1 * config.sft_epochs * num_pairs / config.sft_batch_size),  # 10 ステップ未満なら 0
+        max_grad_norm=config.max_grad_norm, max_length=config.max_length,
+    )  # fmt: skip
 
 
-def dpo_args(config: Config, batch_size: int):
+def dpo_args(config: Config, batch_size: int, num_pairs: int):
     """DPO の引数（`trl.DPOConfig`）です。損失は、選好の損失とよい回答の SFT の損失の、重みを付けた和です。"""
     return trl.DPOConfig(
-        **trainer_options(config, "dpo", batch_size), num_train_epochs=config.num_train_epochs, beta=config.beta,
-        loss_type=[config.loss_type, "sft"], loss_weights=[config.preference_weight, config.sft_weight],
-        label_smoothing=config.label_smoothing,
+        **trainer_options(config, "dpo", batch_size), num_train_epochs=config.num_train_epochs,
+        learning_rate=config.learning_rate,
+        warmup_steps=int(0.1 * config.num_train_epochs * num_pairs / config.effective_batch_size),
+        max_grad_norm=config.max_grad_norm, max_length=config.max_length,
+        beta=config.beta, loss_type=[config.loss_type, "sft"],
+        loss_weights=[config.preference_weight, config.sft_weight], label_smoothing=config.label_smoothing,
         precompute_ref_log_probs=True, precompute_ref_batch_size=8 * batch_size, train_sampling_strategy="sequential",
     )  # fmt: skip
+
+
+def fit(trainer):
+    """学習して、終わった trainer を返します。書き終えたチェックポイントがあれば、続きからです。"""
+    trainer.remove_callback(transformers.PrinterCallback)  # 数字の列の代わりに、図か 1 行の進み具合を見せる
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
+    return trainer
 
 
 def train_sft(batch_size: int, config: Config, model, tokenizer, pairs, callbacks=()):
     """よい回答（chosen）をまねさせます。終わった `trl.SFTTrainer` を返します。"""
     rows = training_rows(pairs, tokenizer).remove_columns("rejected").rename_column("chosen", "completion")
-    args = sft_args(config, batch_size)
-    trainer = trl.SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks])
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
-    return trainer
+    args = sft_args(config, batch_size, len(pairs))
+    return fit(trl.SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks]))
 
 
 def train_dpo(batch_size: int, config: Config, model, tokenizer, pairs, callbacks=()):
     """DPO で学習します。損失は論文の式 (7) です。終わった `trl.DPOTrainer` を返します。"""
-    rows, args = training_rows(pairs, tokenizer), dpo_args(config, batch_size)
-    trainer = trl.DPOTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks])
-    trainer.remove_callback(transformers.PrinterCallback)
+    rows, args = training_rows(pairs, tokenizer), dpo_args(config, batch_size, len(pairs))
+    trainer = with_terms(trl.DPOTrainer)(
+        model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks]
+    )
     drop_reference(trainer)
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
-    return trainer
+    return fit(trainer)
+
+
+def with_terms(trainer_class):
+    """`trl.DPOTrainer` を、損失の二つの項 loss/preference と loss/sft も記録するものにします。
+
+    TRL は重みを付けた和だけを記録し、マイクロバッチの長さが違うと、あとから分けられません。SFT の項は、chosen の
+    1 トークンあたりの負の対数尤度です。選好の損失の重みが 0 なら、選好の項は NaN です。
+    """
+
+    class WithTerms(trainer_class):
+        terms: tuple = ()
+
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            seen = []
+            hook = model.register_forward_hook(lambda module, given, outputs: seen.append(outputs.log_probs.detach()))
+            try:
+                loss = super().compute_loss(model, inputs, *args, **kwargs)
+            finally:
+                hook.remove()
+            chosen = inputs["completion_mask"][:, 1:].chunk(2)[0]  # (B, T-1)。前の半分が chosen
+            sft = -(seen[0][:, -chosen.shape[1] :].chunk(2)[0] * chosen).sum() / chosen.sum()
+            self.terms = *self.terms, torch.stack([loss.detach(), sft])
+            return loss
+
+        def log(self, logs, *args, **kwargs):
+            if self.terms:
+                total, sft = self.accelerator.gather(torch.stack(self.terms)).reshape(-1, 2).mean(0).tolist()
+                (preference, weight), self.terms = self.args.loss_weights, ()
+                logs["loss/preference"] = (total - weight * sft) / preference if preference else math.nan
+                logs["loss/sft"] = sft
+            super().log(logs, *args, **kwargs)
+
+    return WithTerms
 
 
 def drop_reference(trainer) -> None:
     """参照モデルの対数確率が計算済みなのを確かめて、その写し（学習前のアダプタ）を手放します。
 
-    残すと、続きから読めない Transformers の版があります。このあと trainer.evaluate() を呼ぶと、元のモデルが参照モデルに
-    なってしまうので、検証は `evaluate_run` でします。
+    残すと、続きから読めない Transformers の版があります。このあと trainer.evaluate() を呼ぶと、参照モデルが違います。
     """
     if "ref_chosen_logps" not in trainer.train_dataset.column_names:
         raise HelperError("no_reference", version=version("trl"))
     trainer.model.delete_adapter("ref")
 
 
-def fit_memory(train_phase, model, config: Config, report=print):
-    """train_phase(マイクロバッチ) を、1 ステップで使うペアすべてを一度に計算する大きさで呼び、その返り値を返します。
+def fit_memory(train_phase, model, rows: int, report=print):
+    """train_phase(マイクロバッチ) を、1 ステップで使う rows ペアを一度に計算する大きさで呼び、その返り値を返します。
 
     メモリが足りなければ、アダプタを初めの重みに戻し、マイクロバッチを減らして（勾配累積を増やして）呼び直します。
     """
     start = {name: weight.clone() for name, weight in peft.get_peft_model_state_dict(model).items()}
-    batch = config.effective_batch_size // processes().num_processes
+    batch = rows // processes().num_processes
     for size in [size for size in range(batch, 0, -1) if batch % size == 0]:
         if "ref" in model.peft_config:  # 途中で止まった DPOTrainer が残した、参照モデルの写し
             model.delete_adapter("ref")
@@ -1105,12 +1179,11 @@ class Run:
 def train(config: Config, pairs=None, base=None, callbacks=(), drive=None, report=print, show=None) -> Run:
     """SFT と DPO で学習して、結果を `Run` で返します。途中で切れた実行は、同じ設定で呼べば続きから進みます。
 
-    base は `load_model` の返り値、callbacks は Trainer に渡すもの、drive は `connect_drive` のフォルダ、report は注意を
-    受け取る関数、show は進み具合を見せる関数です。終わった実行なら、保存した結果を返します。使えない設定は
-    HelperError で、フォルダは作りません。
+    base は `load_model` の返り値、drive は `connect_drive` のフォルダ、report は注意を受け取る関数、show は進み具合を
+    見せる関数です。終わった実行なら、保存した結果を返します。使えない設定は HelperError で、フォルダは作りません。
     """
-    config = config.resolved()
     pairs = prepare_pairs(config) if pairs is None else load_pairs(pairs)
+    config = fit_length(config.resolved(), pairs, report)
     train_pairs, eval_pairs = split_and_shuffle(pairs, config)
     if is_finished(config, pairs):
         report(say("finished"))
@@ -1124,7 +1197,7 @@ def train(config: Config, pairs=None, base=None, callbacks=(), drive=None, repor
         inputs = {"config": config, "model": model, "tokenizer": tokenizer, "pairs": train_pairs,
                   "callbacks": [recorder(config, drive, report, show), *callbacks]}  # fmt: skip
         fit_sft(partial(train_sft, **inputs), model, config, report)
-        trainer = fit_memory(partial(train_dpo, **inputs), model, config, report)
+        trainer = fit_memory(partial(train_dpo, **inputs), model, config.effective_batch_size, report)
         return finish_run(config, trainer, train_pairs, eval_pairs)
 
 
@@ -1133,8 +1206,9 @@ def begin_run(config: Config, pairs, base, report, show) -> tuple:
     count, gpus = processes().num_processes, torch.cuda.device_count()
     if config.report_to not in ("none", *(usable := transformers.integrations.get_available_reporting_integrations())):
         raise HelperError("tracker", name=config.report_to, names="、".join(("none", *usable)))
-    if config.effective_batch_size % count or (count == 1 and gpus > 1):
-        raise HelperError("processes", gpus=gpus, count=count, batch=config.effective_batch_size)
+    rows = config.effective_batch_size, config.sft_batch_size
+    if any(each % count for each in rows) or (count == 1 and gpus > 1):
+        raise HelperError("processes", gpus=gpus, count=count, batch="、".join(map(str, rows)))
     with processes().main_process_first():  # 並べたプロセスでは、0 番が先に作って保存する
         # 止めた学習のあとの base は、もう LoRA を含んでいるので、読み直す
         model, tokenizer = base if base and not hasattr(base[0], "peft_config") else load_model(config, show)
@@ -1153,7 +1227,7 @@ def fit_sft(train_phase, model, config: Config, report=print) -> None:
     folder, fresh = config.folder / "sft", not (config.folder / "sft").is_dir()
     processes().wait_for_everyone()  # 0 番が保存する前に、ほかのプロセスも見ておく
     if fresh:
-        trainer = config.sft_epochs > 0 and fit_memory(train_phase, model, config, report)
+        trainer = config.sft_epochs > 0 and fit_memory(train_phase, model, config.sft_batch_size, report)
         log = "".join(json.dumps(row) + "\n" for row in (trainer.state.log_history if trainer else []))
         if processes().is_main_process:
             save_whole(folder, model.save_pretrained, lambda draft: save_text(draft / "history.jsonl", log))
@@ -1178,7 +1252,7 @@ def finish_run(config: Config, trainer, train_pairs, eval_pairs) -> Run:
 
 
 def recorder(config: Config, drive: Path | None = None, report=print, show=None):
-    """損失を二つの項に分けて記録し、チェックポイントに印を付け、3 分に一度まで Drive に写し、経過を見せます。
+    """かかった秒数を記録し、チェックポイントに印を付け、3 分に一度まで Drive に写し、経過を見せます。
 
     show は `live_picture` か `terminal_line` で、描くのにかける時間は 2 割までです。
     """
@@ -1189,23 +1263,23 @@ def recorder(config: Config, drive: Path | None = None, report=print, show=None)
                 report(f"\n⚠ {text}")
                 self.said.append(text)
 
-        def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        def on_train_begin(self, args, state, control, **kwargs):
             self.started = self.seen = time.perf_counter()
-            self.copied, self.due, self.said = time.monotonic(), 0.0, []
-            self.first, self.data = state.global_step, train_dataloader.dataset
+            self.copied, self.due, self.said, self.first = time.monotonic(), 0.0, [], state.global_step
             if state.is_world_process_zero:
                 keep_parts(config.folder, drive, [config.folder / "base", config.folder / "sft"], self.note)
 
         def on_log(self, args, state, control, **kwargs):
-            before, self.seen, row = self.seen, time.perf_counter(), state.log_history[-1]
+            row, before, self.seen = state.log_history[-1], self.seen, time.perf_counter()
             row["seconds"] = self.seen - before
-            row.update(split_loss(row, config, self.data) if "rewards/margins" in row else {})
-            now = self.seen >= self.due or state.global_step == state.max_steps
-            if show and now and "loss" in row and state.is_world_process_zero:  # 最後の 1 行は、学習全体のまとめ
+            if abs(row.get("rewards/margins", 1)) < 1e-4:  # 学習を始める瞬間の引き分けを、TRL は不正解と数える
+                row["rewards/accuracies"] = 0.5
+            due = self.seen >= self.due or state.global_step == state.max_steps
+            if show and due and "loss" in row and state.is_world_process_zero:  # 最後の 1 行は、学習全体のまとめ
                 self.tell(state, Path(args.output_dir).name)
 
         def tell(self, state, phase):
-            rows, batch = [row for row in state.log_history if "loss" in row], config.effective_batch_size
+            rows, batch = [row for row in state.log_history if "loss" in row], config.rows_per_step(phase)
             each = (self.seen - self.started) / max(1, state.global_step - self.first)
             line = progress_line(rows, batch, state.max_steps, each * (state.max_steps - state.global_step), phase)
             for text in diagnose(rows, batch, state.max_steps) if "rewards/margins" in rows[-1] else []:
@@ -1222,22 +1296,6 @@ def recorder(config: Config, drive: Path | None = None, report=print, show=None)
                     self.copied = time.monotonic()
 
     return Recorder()
-
-
-def split_loss(row: dict, config: Config, data) -> dict:
-    """ログの 1 行の損失を、選好の項と SFT の項（chosen の 1 トークンあたりの負の対数尤度）に分けます。
-
-    TRL は和だけを記録しますが、SFT の項は logps/chosen と長さから求まります（マイクロバッチに分けると近似です）。選好の
-    損失の重みが 0 なら、選好の項は求まらないので NaN です。
-    """
-    batch = config.effective_batch_size
-    start = (row["step"] - 1) % math.ceil(len(data) / batch) * batch
-    rows = data[start : start + batch]
-    tokens = sum(min(len(prompt) + len(answer), config.max_length) - len(prompt)
-                 for prompt, answer in zip(rows["prompt_ids"], rows["chosen_ids"], strict=True))  # fmt: skip
-    sft, weight = -row["logps/chosen"] * len(rows["prompt_ids"]) / tokens, config.preference_weight
-    preference = (row["loss"] - config.sft_weight * sft) / weight if weight else math.nan
-    return {"loss/preference": preference, "loss/sft": sft}
 
 
 def live_picture(text: str, history: list, batch_size: int, steps: int) -> None:
@@ -1290,6 +1348,7 @@ def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
 # ======== 評価: 元のモデル（base）、SFT のあと（sft）、DPO のあと（dpo）の三つを、いつも並べて比べます。
 
 MODELS = ("base", "sft", "dpo")
+TEMPERATURE = 0.7  # 回答を引くとき
 
 
 @contextlib.contextmanager
@@ -1367,28 +1426,35 @@ def score_pairs(run: Run, pairs):
 def generate_responses(prompts, model, tokenizer, max_length: int = 128, sample=False) -> list[tuple[str, bool]]:
     """各質問への回答を作り、(回答, EOS まで生成したか) のリストで返します。
 
-    貪欲法（確率の最も高いトークンを続ける）で、sample=True なら、確率のとおりに引きます（温度 1）。
+    貪欲法（確率の最も高いトークンを続ける）で、sample=True なら、温度 TEMPERATURE で引きます。
     """
     questions = [prompt_tokens(as_prompt(prompt), tokenizer) for prompt in prompts]
     if (longest := max(map(len, questions))) >= max_length:
         raise HelperError("long_question", longest=longest, most=max_length)
     model.eval()
-    return in_batches(partial(generate_batch, model, tokenizer, max_length, sample), questions, lambda ids: 32)
+    room = getattr(model.config, "max_position_embeddings", math.inf) - max_length  # 一緒に計算する質問の長さの差
+    order, answers = sorted(range(len(questions)), key=lambda i: len(questions[i])), {}
+    for _, group in groupby(order, lambda i: len(questions[i]) // (1 + min(16, room))):
+        group = list(group)
+        make = partial(generate_batch, model, tokenizer, max_length, sample)
+        answers |= zip(group, in_batches(make, [questions[i] for i in group], lambda ids: 32), strict=True)
+    return [answers[i] for i in range(len(questions))]
 
 
 def generate_batch(model, tokenizer, max_length: int, sample: bool, questions: list) -> list[tuple[str, bool]]:
-    """質問のトークン番号のリストから、(回答, EOS まで生成したか) を作ります。"""
+    """質問のトークン番号のリストから、(回答, EOS まで生成したか) を作ります。質問と合わせて max_length までです。"""
     ends = model.generation_config.eos_token_id  # 会話の終わりの印など、EOS のほかにもあるモデルでは、リスト
     ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
     settings = transformers.GenerationConfig(  # remove_invalid_values は、学習が NaN で終わったモデルのため
-        do_sample=sample, top_k=0, remove_invalid_values=True, max_length=max_length,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=ends)  # fmt: skip
+        do_sample=sample, top_k=0, temperature=TEMPERATURE if sample else None, remove_invalid_values=True,
+        max_new_tokens=max_length - min(map(len, questions)), pad_token_id=tokenizer.pad_token_id, eos_token_id=ends,
+    )  # fmt: skip
     inputs = tokenizer.pad({"input_ids": questions}, padding_side="left", return_tensors="pt").to(model.device)
     with torch.no_grad():
-        output = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
-    ended = torch.isin(output, torch.tensor(ends, device=output.device)).any(1).tolist()
+        output = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :].tolist()
+    output = [ids[: max_length - len(question)] for ids, question in zip(output, questions, strict=True)]
     answers = tokenizer.batch_decode(output, skip_special_tokens=True)
-    return list(zip((answer.strip() for answer in answers), ended, strict=True))
+    return [(answer.strip(), not set(ends).isdisjoint(ids)) for answer, ids in zip(answers, output, strict=True)]
 
 
 def generate_response(prompt: str, model, tokenizer, max_length: int = 128) -> str:
@@ -1422,15 +1488,14 @@ def is_readable(text: str) -> bool:
 
 
 def answer_table(run: Run, samples: int = 4):
-    """検証用の質問への、三つのモデルの回答の表です。sample が 0 の行は貪欲法、1 からの行は温度 1 で引いた回答です。
+    """検証用の質問への、三つのモデルの回答の表です。sample が 0 の行は貪欲法、1 からの行は温度 TEMPERATURE の回答です。
 
-    列は eval_pairs の列（同じ質問のペアは、初めの一つ）と group（概念か質問）、MODELS の各名（回答）と、各名に _ended
-    （EOS まで生成したか）、_chrf（chosen との近さ）、_flaw（`answer_flaw`。知識表にない概念では欠損）を付けたものです。
+    列は、eval_pairs の列（同じ質問は初めの一つ）、group（概念か質問）、MODELS の各名（回答）と、それに _ended（EOS まで
+    生成したか）、_chrf（chosen との近さ）、_kind（`kind_of_answer`。知識表にない概念では欠損）を付けたものです。
     """
     asked = run.eval_pairs.to_pandas().assign(group=pair_groups(run.eval_pairs)).drop_duplicates("prompt")
     table = pd.concat([asked.assign(sample=i) for i in range(samples + 1)], ignore_index=True)
-    knowledge = read_knowledge()
-    known = {"concept", "facet"} <= set(table) and set(table["concept"]) <= set(knowledge)
+    known = {"concept", "facet"} <= set(table) and set(table["concept"]) <= set(read_knowledge())
     questions = list(asked["prompt"]), list(asked["prompt"]) * samples
     for which in MODELS:
         transformers.set_seed(run.config.seed)
@@ -1439,37 +1504,45 @@ def answer_table(run: Run, samples: int = 4):
                                for asked, sample in zip(questions, (False, True), strict=True))  # fmt: skip
         table[which], table[f"{which}_ended"] = zip(*greedy, *sampled, strict=True)
         table[f"{which}_chrf"] = list(map(chrf, table[which], table["chosen"]))
-        columns = zip(table[which], table["concept"], table["facet"], strict=True) if known else []
-        table[f"{which}_flaw"] = [answer_flaw(*row, knowledge) for row in columns] or None
+        rows = zip(table[which], table.to_dict("records"), strict=True) if known else []
+        table[f"{which}_kind"] = [kind_of_answer(*row) for row in rows] or None
     return table
 
 
 @cache
-def flaw_grams() -> dict[str, set[str]]:
-    """失礼な回答と中身のない回答にだけ現れる、8 文字の並びです。"""
+def flawed_answers(name: str, facet: str) -> dict[str, str]:
+    """概念と観点への、知っているよくない回答の {文: 欠点} です。"""
     table, parts = read_knowledge(), phrases()
-    good = [answer_of(name, facet, table) for name, facet in product(table, FACET_NAMES)]
-    texts = good, parts["rude"], [text for name in FACET_NAMES for text in parts[name]]
-    good, rude, vague = (char_grams("\n".join(each), [8]) for each in texts)
-    return {"rude": rude - good, "vague": vague - good}
+    found = {answer_of(other, facet, table): "other_concept" for other in table if other != name}
+    found |= {answer_of(name, other, table): "other_facet" for other in FACET_NAMES if other != facet}
+    found |= {answer_of(name, each, table, table[name][f"wrong_{each}"]): "wrong_fact" for each in ("what", "how")}
+    found |= {answer_of(name, facet, table, phrase): "vague" for phrase in parts[facet]}
+    return found | {phrase.format(c=name): "rude" for phrase in parts["rude"]}
 
 
-def answer_flaw(answer: str, name: str, facet: str, table: dict) -> str:
-    """回答の欠点（wrong_fact のほかの FLAWS）を、文の並び、書き出し、終わりから見分けます。なければ "" です。"""
-    openings = {each: forms(name, each, table)[0].format(c=name) for each in FACET_NAMES}
-    found = {flaw: grams & char_grams(answer, [8]) for flaw, grams in flaw_grams().items()} | {
-        "other_concept": not answer.startswith(tuple(openings.values())),
-        "other_facet": not answer.startswith(openings[facet]), "cut_off": not answer.endswith("。"),
-    }  # fmt: skip
-    return next((flaw for flaw, seen in found.items() if seen), "")
+def kind_of_answer(answer: str, row: dict) -> str:
+    """回答の種類です。cut_off（句点で終わらない）、near_chosen（よい回答に近い）、FLAWS のほかの一つ、garbled です。
+
+    FLAWS は、知っているよくない回答とほぼ同じ文、garbled は、どれとも違う、うろ覚えや作り話の文です。
+    """
+    if not answer.endswith("。"):
+        return "cut_off"
+    known = flawed_answers(row["concept"], row["facet"]) | {row["chosen"]: "near_chosen"}
+    if nearest := difflib.get_close_matches(answer, known, n=1, cutoff=0.9):
+        return known[nearest[0]]
+    return "near_chosen" if chrf(answer, row["chosen"]) >= 70 else "garbled"
 
 
 def answer_rates(table, which: str) -> dict:
-    """回答の性質です。near_chosen は chrF が 70 以上、flawed は欠点ごとの割合です（知識表にない概念では空）。"""
-    answers, near, flaws = table[which], table[f"{which}_chrf"], table[f"{which}_flaw"].dropna()
+    """回答の性質です。near_chosen は chrF が 70 以上、flawed は欠点ごとの割合です（知識表にない概念では空）。
+
+    chosen が日本語でなければ、読める日本語でなくても構いません。
+    """
+    answers, near, kinds = table[which], table[f"{which}_chrf"], table[f"{which}_kind"].dropna()
     rates = {"near_chosen": near >= 70, "chrf": near, "ended": table[f"{which}_ended"], "empty": answers == "",
-             "repeats": answers.map(repeats), "readable": answers.map(is_readable)}  # fmt: skip
-    flawed = {flaw: float((flaws == flaw).mean()) for flaw in FLAWS if len(flaws) and flaw != "wrong_fact"}
+             "repeats": answers.map(repeats),
+             "readable": answers.map(is_readable) | ~table["chosen"].map(is_readable)}  # fmt: skip
+    flawed = {flaw: float((kinds == flaw).mean()) for flaw in FLAWS if len(kinds)}
     return {name: float(values.mean()) for name, values in rates.items()} | {"flawed": flawed}
 
 
@@ -1485,8 +1558,9 @@ def cluster_interval(values, groups, draws: int = 2000, seed: int = 0) -> list[f
 def evaluate_run(run: Run) -> dict:
     """検証用のペア（SFT にも DPO にも出なかった概念）で成績を出し、run の metrics・scores・answers に入れて返します。
 
-    eval_loss は選好の損失（論文の式 7）、accuracy_after は chosen の報酬のほうが大きかった割合、logp_accuracy_* は各
-    モデル自身の対数確率で chosen が上だった割合です。区間は、概念ごとのブートストラップの 95 % 信頼区間です。
+    eval_loss は選好の損失（論文の式 7）、accuracy_after は chosen の報酬が上の割合、logp_accuracy_* はモデルの対数確率
+    で chosen が上の割合、final_loss は最後の 1 割のステップ、peak_loss は最大の 50 ペアの平均、区間は概念ごとの
+    ブートストラップの 95 % 信頼区間です。
     """
     if run.metrics:  # 保存した結果を読んだもの
         return run.metrics
@@ -1496,6 +1570,7 @@ def evaluate_run(run: Run) -> dict:
     run.answers = answer_table(run)
     greedy, sampled = (run.answers[(run.answers["sample"] > 0) == drawn] for drawn in (False, True))
     gains = greedy["dpo_chrf"] - greedy["base_chrf"]
+    worse = sampled["dpo_kind"].isin(FLAWS).astype(float) - sampled["sft_kind"].isin(FLAWS)
     lengths = [len(tokenize_pair(row, run.tokenizer)["chosen_ids"]) for row in run.eval_pairs]
     by_flaw = held_out.groupby("flaw")["correct"].agg(["mean", "size"]) if "flaw" in held_out else held_out[:0]
     columns = {
@@ -1505,8 +1580,10 @@ def evaluate_run(run: Run) -> dict:
     }  # fmt: skip
     for which in MODELS:
         columns[f"logp_accuracy_{which}"] = held_out[f"logp_{which}_chosen"] > held_out[f"logp_{which}_rejected"]
-    logged = [row["loss/preference"] for row in run.history]
-    run.metrics = {"first_loss": logged[0], "final_loss": sum(logged[-25:]) / len(logged[-25:])}
+    losses = pd.Series([row["loss/preference"] for row in run.history])
+    smooth = losses.rolling(math.ceil(50 / run.config.effective_batch_size), min_periods=1).mean()
+    last = losses[-max(1, len(losses) // 10) :].mean()
+    run.metrics = {"steps": len(losses), "first_loss": losses[0], "final_loss": last, "peak_loss": smooth.max()}
     run.metrics |= {name: float(values.mean()) for name, values in columns.items()} | {
         "eval_loss_interval": cluster_interval(columns["eval_loss"], groups),
         "accuracy_interval": cluster_interval(held_out["correct"], groups),
@@ -1515,6 +1592,7 @@ def evaluate_run(run: Run) -> dict:
             **{which: answer_rates(greedy, which) for which in MODELS}, "chrf_gain": float(gains.mean()),
             "sampled": {which: answer_rates(sampled, which) for which in MODELS},
             "chrf_gain_interval": cluster_interval(gains, greedy["group"]),
+            "flawed_change_interval": cluster_interval(worse, sampled["group"]),
         },
     }  # fmt: skip
     run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
@@ -1524,22 +1602,32 @@ def evaluate_run(run: Run) -> dict:
 
 
 def judge(metrics: dict) -> tuple[str, str]:
-    """(判定, 理由) を返します。差の向きだけでなく、大きさを見ます。
+    """(判定, 理由) を返します。回答が壊れていないかを先に、次に、差の向きだけでなく大きさを見ます。
 
-    学習した: 検証の選好の損失が ln 2 より 0.05 以上小さく、その区間も正解率の区間も、でたらめの値を含まない。
-    ほとんど変化していない: 検証のマージンの大きさが、平均で 0.1 に満たない。
-    過学習の疑い: どちらでもなく、学習用のペアでは 75 % 以上正解する。効果を確認できない: どれでもない。
+    回答が壊れている: 半分より多くの回答が、EOS まで生成しない、空、繰り返し、読めない、のどれか。学習した: 検証の
+    損失が ln 2 より 0.05 以上小さく、区間がでたらめの値を含まず、欠点のある回答が SFT のあとより増えていない。ほとんど
+    変化していない: マージンの大きさの平均が 0.1 未満。過学習の疑い: 学習用のペアでは 75 % 以上正解する。
     """
     (low, high), (_, loss_high) = metrics["accuracy_interval"], metrics["eval_loss_interval"]
-    if not math.isfinite(metrics["eval_loss"] + metrics["margin_after"]):
-        return "効果を確認できない", say("nan")
-    if metrics["eval_loss"] <= math.log(2) - 0.05 and loss_high < math.log(2) and low > 0.5:
-        return "学習した", say("learned", **metrics)
-    if metrics["margin_size"] < 0.1:
-        return "ほとんど変化していない", say("hardly_moved", **metrics)
-    if metrics["accuracy_train"] >= 0.75:
-        return "過学習の疑い", say("overfitted", **metrics)
-    return "効果を確認できない", say("worse" if high < 0.5 else "no_effect", **metrics)
+    answers = {"貪欲法": metrics["answers"]["dpo"], f"温度 {TEMPERATURE}": metrics["answers"]["sampled"]["dpo"]}
+    broken = {way: max(1 - rates["ended"], rates["empty"], rates["repeats"], 1 - rates["readable"])
+              for way, rates in answers.items()}  # fmt: skip
+    way = max(broken, key=broken.get)
+    learned = metrics["eval_loss"] <= math.log(2) - 0.05 and loss_high < math.log(2) and low > 0.5
+    rules = (
+        (not math.isfinite(metrics["eval_loss"] + metrics["margin_after"]), "効果を確認できない", "nan"),
+        (metrics["steps"] < 20, "判断できない", "few_steps"),
+        (broken[way] > 0.5, "回答が壊れている", "broken"),
+        (learned and metrics["answers"]["flawed_change_interval"][0] > 0, "効果を確認できない", "more_flaws"),
+        (learned, "学習した", "learned"),
+        (metrics["margin_size"] < 0.1, "ほとんど変化していない", "hardly_moved"),
+        (high < 0.5, "効果を確認できない", "worse"),
+        (metrics["accuracy_train"] >= 0.75, "過学習の疑い", "overfitted"),
+        (True, "効果を確認できない", "no_effect"),
+    )
+    verdict, name = next((verdict, name) for holds, verdict, name in rules if holds)
+    rose = say("peaked", **metrics) if metrics["peak_loss"] > 1.04 * metrics["first_loss"] else ""
+    return verdict, say(name, way=way, rates=answers[way], **metrics) + rose
 
 
 # ======== 表: ノートブックに出す日本語の表です。
@@ -1581,6 +1669,10 @@ PANELS = {  # 図の題: (ログの名前, 点線の値の名前)。点線は、
 }
 
 
+ANSWER_COLORS = {"near_chosen": "#4daf7c", "garbled": "#d9d9d9", "wrong_fact": "#9e4a9e", "vague": "#f2a33a",
+                 "rude": "#d7301f", "cut_off": "#fddc6c", "other_facet": "#7a5c43", "other_concept": "#5b8fd1"}
+
+
 def plot_history(run: Run):
     """DPO の経過の図を返します。"""
     return history_figure(run.history, run.config.effective_batch_size, run.history[-1]["step"])
@@ -1603,6 +1695,22 @@ def history_figure(history: list, batch_size: int, last_step: int):
         axis.set(title=title, xlim=(0, last_step))
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
+    return figure
+
+
+def plot_answers(run: Run):
+    """引いた回答（一問に四つ）の、種類ごとの割合の図を返します。知識表にない概念では、性質ごとの割合です。"""
+    drawn, figure = run.answers[run.answers["sample"] > 0], figures.Figure(figsize=(9, 3.6), layout="constrained")
+    shares = pd.DataFrame({which: drawn[f"{which}_kind"].value_counts(normalize=True) for which in MODELS})
+    colors = {kind: color for kind, color in ANSWER_COLORS.items() if kind in shares.index}
+    rates, axis = pd.DataFrame(run.metrics["answers"]["sampled"]).drop(["chrf", "flawed"]), figure.subplots()
+    shares = shares.loc[[*colors]].fillna(0) if colors else rates.astype(float)
+    shares.T[::-1].plot.barh(stacked=bool(colors), ax=axis, width=0.7, xlim=(0, 1), color=colors or None)
+    for bars in axis.containers if colors else []:
+        axis.bar_label(bars, [f"{bar.get_width():.0%}" if bar.get_width() >= 0.04 else "" for bar in bars],
+                       label_type="center", fontsize=9)  # fmt: skip
+    axis.set(title=f"Answers to held-out questions (sampled at temperature {TEMPERATURE})", xlabel="share")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure
 
 
@@ -1657,15 +1765,23 @@ def plot_sweep(results):
 
 def run_identity(config: Config, pairs) -> str:
     """結果を左右するもの（設定と、データの中身）のハッシュです。データは、名前ではなく中身で見分けます。"""
-    settings = asdict(replace(config.resolved(), output_dir="-", dataset=data_digest(pairs), report_to="none"))
+    settings = asdict(replace(config.resolved(), output_dir="-", dataset=data_digest(config, pairs), report_to="none"))
     settings = {name: float(value) if type(value) is int else value for name, value in settings.items()}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def data_digest(pairs) -> str:
-    """ペアの中身のハッシュです。"""
+def data_digest(config: Config, pairs) -> str:
+    """ペアの中身と、フォルダにある元のモデルの重みのハッシュです。重みは、大きさと、等間隔の 64 か所だけを読みます。"""
     columns = pairs.select_columns(sorted({*PAIR_COLUMNS, "concept"} & set(pairs.column_names)))
-    return hashlib.sha256(json.dumps(columns.to_dict(), sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(columns.to_dict(), sort_keys=True).encode())
+    for path in sorted(Path(config.base_model).glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for i in range(64):
+                file.seek(size * i // 64)
+                digest.update(file.read(4096))
+    return digest.hexdigest()
 
 
 def run_folder(config: Config, pairs, parent="runs") -> str:
@@ -1691,7 +1807,7 @@ def claim_folder(config: Config, pairs, *base) -> None:
     """フォルダを作り、設定（offline-tiny では元のモデルとトークナイザ base も）を書きます。"""
     with explained("cannot_write", folder=config.folder):
         config.folder.mkdir(parents=True, exist_ok=True)
-        settings = asdict(config) | {"identity": run_identity(config, pairs), "data": data_digest(pairs)}
+        settings = asdict(config) | {"identity": run_identity(config, pairs), "data": data_digest(config, pairs)}
         save_text(config.folder / "config.json", json.dumps(settings, ensure_ascii=False, indent=2))
     if base and config.base_model == OFFLINE_TINY and not (config.folder / "base").is_dir():
         save_whole(config.folder / "base", *(part.save_pretrained for part in base))
@@ -1713,6 +1829,7 @@ def save_run(run: Run) -> Path:
         for name, table in (("pairs", run.scores), ("answers", run.answers)):
             save_text(folder / f"{name}.jsonl", table.to_json(orient="records", lines=True, force_ascii=False))
         plot_history(run).savefig(folder / "history.png", dpi=120)
+        plot_answers(run).savefig(folder / "answers.png", dpi=120)
         plot_margins(run).savefig(folder / "margins.png", dpi=120)
         base = f"{folder}/base" if run.config.base_model == OFFLINE_TINY else run.config.base_model
         save_text(folder / "README.md", model_card(run, base, f"{folder}/adapter"))
@@ -1738,8 +1855,10 @@ def load_run(folder) -> Run:
         columns = [name for name in (*PAIR_COLUMNS, *KEPT_COLUMNS) if name in scores]
         parts = [scores.loc[scores["split"] == side, columns].reset_index(drop=True) for side in ("train", "eval")]
         train_pairs, eval_pairs = map(datasets.Dataset.from_pandas, parts)
-        if not ({*MODELS, "prompt"} <= set(answers) and "loss/preference" in history[0] and "train_seconds" in metrics):
-            raise ValueError("answers.jsonl、history.jsonl、metrics.json のどれかに、なければならない項目がありません")
+        wanted = {*MODELS, "prompt", "dpo_kind"} <= set(answers) and "loss/preference" in history[0]
+        pairs = sum(metrics[name] for name in ("train_pairs", "eval_pairs") if name in metrics)
+        if not wanted or len(scores) != pairs:
+            raise ValueError("answers.jsonl、history.jsonl、pairs.jsonl のどれかに、なければならないものがありません")
     return Run(config, model, tokenizer, train_pairs, eval_pairs, history, metrics, metrics, scores, answers)
 
 
@@ -1845,14 +1964,15 @@ def push_run(run: Run, repository: str, private: bool = True) -> str:
 # ======== 比較（sweep）: 設定を変えた実行を並べます。元のモデルと SFT のあとのアダプタは使い回します。
 
 NOT_BEFORE_DPO = ("beta", "loss_type", "label_smoothing", "preference_weight", "sft_weight", "num_train_epochs",
-                  "report_to", "output_dir")  # fmt: skip
+                  "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "report_to",
+                  "output_dir")  # fmt: skip
 
 
 def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results", report=print, drive=None):
     """grid の設定と seeds のすべての組を実行し、1 回につき 1 行の表（`pandas.DataFrame`）を返します。
 
-    grid は {項目: 値のリスト} か、{項目: 値} のリストです。表は 1 回ごとに folder/<name>.csv にも書き、もう一度呼ぶと、
-    終わっていないものだけを実行します。失敗した実行は、error の列に理由を残します。drive は、写しを置くフォルダです。
+    grid は {項目: 値のリスト} か、{項目: 値} のリストです。表は folder/<name>.csv にも書き、もう一度呼ぶと、終わって
+    いないものだけを実行します。失敗した実行は、error の列に理由を残します。drive は、写しを置くフォルダです。
     """
     folder, rows, runs = Path(folder), [], planned_runs(base_config, grid, seeds)
     varied = dict.fromkeys(key for settings, _ in runs for key in settings)
@@ -1884,6 +2004,7 @@ def sweep_row(config: Config, folder: Path, drive, report) -> dict:
     """1 回を実行した、表の 1 行です。"""
     try:
         pairs = prepare_pairs(config)
+        config = fit_length(config, pairs, report)
         config = replace(config, output_dir=run_folder(config, pairs, folder))
         there = drive and drive / folder.name
         restore_run(config, pairs, there)
@@ -1922,10 +2043,10 @@ def setting_label(settings: dict) -> str:
 
 
 def held_out_values(folder) -> dict:
-    """終わった実行のフォルダの、検証の成績です: {指標: (値, グループ)}。flawed は、温度 1 の回答の欠点の有無です。"""
+    """終わった実行のフォルダの、検証の成績です: {指標: (値, グループ)}。flawed は、引いた回答の欠点の有無です。"""
     pairs, answers = (pd.DataFrame(read_lines(Path(folder) / f"{name}.jsonl")) for name in ("pairs", "answers"))
     pairs, greedy, drawn = pairs.query("split == 'eval'"), answers.query("sample == 0"), answers.query("sample > 0")
-    flawed = drawn["dpo_flaw"].ne("").where(drawn["dpo_flaw"].notna())  # 知識表にない概念では NaN
+    flawed = drawn["dpo_kind"].isin(FLAWS).where(drawn["dpo_kind"].notna())  # 知識表にない概念では NaN
     values = {"eval_loss": (pairs, np.logaddexp(0, -pairs["margin"])), "accuracy_after": (pairs, pairs["correct"]),
               "chrf": (greedy, greedy["dpo_chrf"]), "flawed": (drawn, flawed)}  # fmt: skip
     return {name: (np.asarray(each, float), list(table["group"])) for name, (table, each) in values.items()}
@@ -1934,8 +2055,7 @@ def held_out_values(folder) -> dict:
 def compare_runs(folders, baseline) -> dict[str, list[float]]:
     """検証のデータが同じ二組の実行（フォルダのリスト）の差です: {指標: [folders − baseline, 区間の下端, 上端]}。
 
-    シードで平均したペアごとの差を、概念ごと復元抽出した 95 % 信頼区間です。検証のデータが違えば、空の辞書です。
-    値のない指標（知識表にない概念での flawed）は省きます。
+    シードで平均したペアごとの差の、概念ごと復元抽出した 95 % 信頼区間です。比べられない指標は省きます。
     """
     left, right = ([held_out_values(folder) for folder in side] for side in (folders, baseline))
     result = {}
@@ -1951,7 +2071,7 @@ def compare_runs(folders, baseline) -> dict[str, list[float]]:
 def run_sharing(config: Config, pairs) -> None:
     """1 回を最後まで実行して保存します。base と sft のフォルダは、同じになる終わった実行があれば写します。"""
     claim_folder(config.resolved(), pairs)
-    right = asdict(replace(config.resolved(), dataset=data_digest(pairs)))  # データは、名前ではなく中身で比べる
+    right = asdict(replace(config.resolved(), dataset=data_digest(config, pairs)))  # データは、名前ではなく中身で比べる
     matters = {"base": {"base_model", "data_seed", "eval_fraction"}, "sft": {*right} - {*NOT_BEFORE_DPO}}
     for path in sorted(config.folder.parent.glob("*/metrics.json")):
         saved = path.with_name("config.json")
@@ -2010,7 +2130,7 @@ def run_command(config: Config) -> None:
         evaluate_run(run)
         save_run(run)
         print(f"\n{summary_table(run.metrics)}\n\n判定: {run.metrics['verdict']} — {run.metrics['verdict_reason']}")
-        print(f"結果のフォルダ: {run.config.folder}（アダプタは adapter/、図は history.png と margins.png）")
+        print(f"結果のフォルダ: {run.config.folder}（アダプタは adapter/、図は answers.png、history.png、margins.png）")
 
 
 # ======== 文: 利用者への文、質問のしかたと、欠点のある回答の部品です。
@@ -2054,9 +2174,10 @@ MESSAGES = {
     "less_memory": "メモリが足りないので、マイクロバッチを {size} に減らし、{times} 回分の勾配をためて続けます。1 ステップで使うペアは変わりません。",
     "no_reference": "この版の TRL（{version}）は、参照モデルの対数確率を先に計算しません。`pip install --no-deps trl==1.16.0` で入れ直し、セッションを再起動してください。",
     "no_memory": "メモリが足りません。gradient_checkpointing を True にするか、max_length か lora_r を小さくするか、より小さいモデルにしてください。",
+    "longer": "このモデルのトークナイザでは、質問と回答を合わせて {usual} トークンに収まらないペアが多いので、max_length を {longest} に延ばします。",
     "finished": "この設定の学習は終わっているので、保存した結果を使います。",
     "tracker": "report_to が {name!r} ですが、使えません（使えるもの: {names}）。そのパッケージを pip install で加えるか、none を指定してください。",
-    "processes": "GPU が {gpus} 個、プロセスが {count} 個、1 ステップのペアが {batch} です。GPU が二つ以上なら accelerate launch で並べるか、環境変数 CUDA_VISIBLE_DEVICES=0 で一つだけ見せ、gradient_accumulation_steps をプロセスの数の倍数にしてください。",
+    "processes": "GPU が {gpus} 個、プロセスが {count} 個、1 ステップのペアが {batch}（DPO と SFT）です。GPU が二つ以上なら accelerate launch で並べるか、環境変数 CUDA_VISIBLE_DEVICES=0 で一つだけ見せ、gradient_accumulation_steps と sft_batch_size をプロセスの数の倍数にしてください。",
     "nan": "損失が NaN（数でない値）になりました。学習率か lora_alpha を半分にして、やり直してください。",
     "rising": "損失が初めの {first:.3f} より上がっています。lora_alpha か学習率を半分にしてください。",
     "flat": "損失が初めの {first:.3f} から下がりません。lora_alpha か学習率を 2 倍にしてください。",
@@ -2065,6 +2186,10 @@ MESSAGES = {
     "wide_margin": "マージンが 10 を超えました。回答が壊れやすいので、beta か lora_alpha を半分にしてください。",
     "long_question": "質問が {longest} トークンあり、上限の {most} に達します。短くしてください。",
     "learned": "検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率は {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）です。でたらめに選んだときの 0.693 と 50 % より、はっきりよい値です。",
+    "few_steps": "DPO は {steps} ステップしかなく、少なすぎて判断できません。ペアを増やすか、num_train_epochs を増やして、20 ステップ以上にしてください。",
+    "broken": "DPO のあとの回答（{way}）のうち、EOS まで生成したものは {rates[ended]:.0%}、空は {rates[empty]:.0%}、繰り返しは {rates[repeats]:.0%}、読める日本語は {rates[readable]:.0%} です。選び分けの成績によらず、このモデルは使えません。lora_alpha か学習率を半分にするか、sft_epochs を増やしてください。",
+    "more_flaws": "検証の正解率は {accuracy_after:.1%} ですが、欠点のある回答が SFT のあとより増えました（差の 95 % 信頼区間 {answers[flawed_change_interval][0]:+.1%}〜{answers[flawed_change_interval][1]:+.1%}）。",
+    "peaked": "選好の損失が、途中で {peak_loss:.3f} まで上がっています。lora_alpha か学習率を半分にしてください。",
     "hardly_moved": "検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}、マージンの大きさは平均 {margin_size:.3f} で、学習前の 0.693 と 0 からほとんど動いていません。正解率 {accuracy_after:.1%} は、わずかな差の向きだけで決まっています。",
     "overfitted": "学習用では {accuracy_train:.1%} 正解するのに、検証用の {eval_pairs} ペアでは、選好の損失 {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率 {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）です。",
     "worse": "検証用の {eval_pairs} ペアで正解率 {accuracy_after:.1%}（95 % 信頼区間 {accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）と、50 % を下回っています。chosen と rejected が逆でないか確かめてください。",
@@ -2097,7 +2222,7 @@ MESSAGES = {
 # 結果の表です（名前と書式）。
 SUMMARY = {
     "最初の選好の損失（sigmoid では ln 2 = 0.693 が正常）": "{first_loss:.3f}",
-    "最後の選好の損失（最後の 25 ステップの平均）": "{final_loss:.3f}",
+    "最後の選好の損失（最後の 1 割のステップの平均）": "{final_loss:.3f}",
     "学習用、検証用のペアの数（検証用は、SFT にも DPO にも使わない概念）": "{train_pairs}、{eval_pairs}",
     "検証の選好の損失": "{eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）",
     "検証の正解率": "{accuracy_after:.1%}（95 % 信頼区間 {accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）",
@@ -2164,11 +2289,8 @@ FACETS = {
 }
 
 # 欠点: 名前 → 表に出すときの呼び名。どの rejected にも、欠点が一つだけあります。
-FLAWS = {
-    "other_concept": "別の概念の話", "other_facet": "聞かれていない観点", "wrong_fact": "事実の誤り",
-    "vague": "中身がない", "rude": "失礼・投げやり",
-    "cut_off": "途中で切れる",
-}  # fmt: skip
+FLAWS = {"other_concept": "別の概念の話", "other_facet": "聞かれていない観点", "wrong_fact": "事実の誤り",
+         "vague": "中身がない", "rude": "失礼・投げやり", "cut_off": "途中で切れる"}  # fmt: skip
 
 # 中身のない回答: 観点と、書き出しに続く述部。最後の行は、失礼な回答です。
 PHRASES = {

@@ -107,6 +107,7 @@ def small_config(small_base, tmp_path_factory):
     def make(**options):
         folder = options.pop("output_dir", None) or tmp_path_factory.mktemp("runs") / "run"
         defaults = {"base_model": str(small_base), "num_pairs": 60, "sft_epochs": 1.0, "lora_alpha": 640.0, "lora_r": 8,
+                    "sft_learning_rate": 5e-6, "sft_batch_size": 4,
                     "max_length": 56}  # 学習していないモデルは、回答を長さの上限まで続ける
         return dpo.Config(**defaults | options | {"output_dir": str(folder)})
 

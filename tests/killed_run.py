@@ -26,7 +26,7 @@ import dpo_helpers as dpo  # noqa: E402
 base, place = sys.argv[1], Path(sys.argv[2]).resolve()
 WRITES = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 SETTINGS = {"base_model": base, "num_pairs": 224, "eval_fraction": 0.05, "max_length": 48, "sft_epochs": 1.0,
-            "lora_r": 8, "lora_alpha": 640}  # fmt: skip
+            "lora_r": 8, "lora_alpha": 640, "sft_learning_rate": 5e-6, "sft_batch_size": 4}  # fmt: skip
 CASES = (  # (失敗のさせ方, 出来事の名前の初めの部分)
     ("SIGKILL", "SFT 52"),
     ("SIGKILL", "open checkpoints/dpo/checkpoint-50/DONE"),

@@ -24,9 +24,12 @@ def test_defaults_are_the_specification():
 
 def test_recommended_values_follow_the_model_and_give_way_to_the_user():
     small, tiny = dpo.Config().resolved(), dpo.Config(base_model="offline-tiny").resolved()
-    assert None not in vars(small).values() and (small.sft_epochs, tiny.sft_epochs) == (2, 1)
+    assert None not in vars(small).values() and (small.sft_epochs, tiny.sft_epochs) == (6, 1)
     other = dpo.Config(base_model="some/model", lora_alpha=7.0).resolved()
     assert other.lora_alpha == 7.0 and other.lora_r == small.lora_r
+    for rank in (8, 64):  # どのランクでも、α = 2r に直した学習率は同じ
+        config = dpo.Config(base_model="some/model", lora_r=rank).resolved()
+        assert config.learning_rate * config.lora_alpha / (2 * rank) == pytest.approx(4e-5)
 
 
 @pytest.mark.colab

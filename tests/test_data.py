@@ -34,7 +34,7 @@ def test_knowledge_is_broad_and_well_formed():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_rejected_answer_has_the_one_flaw_it_is_named_for(seed):
-    """欠点は作りどおりで、`answer_flaw` も見分けます。検証用の中身のない・失礼な回答は、学習用にない文です。"""
+    """欠点は作りどおりで、`kind_of_answer` も見分けます。検証用の中身のない・失礼な回答は、学習用にない文です。"""
     table = dpo.read_knowledge()
     for rows, parts in zip(dpo.split_pairs(dpo.build_pairs(1000, seed), seed=seed), map(dpo.phrases, (False, True)),
                            strict=True):  # fmt: skip
@@ -50,8 +50,8 @@ def test_every_rejected_answer_has_the_one_flaw_it_is_named_for(seed):
             }  # fmt: skip
             assert bad in made[flaw] and bad != good and row["prompt"] == dpo.as_prompt(row["prompt"])
             assert flaw != "cut_off" or re.search(r"([を、]|[一-龠ァ-ヶー][がにの])$", bad)
-            assert dpo.answer_flaw(good, name, facet, table) == ""
-            assert dpo.answer_flaw(bad, name, facet, table) == ("" if flaw == "wrong_fact" else flaw)
+            assert dpo.kind_of_answer(good, row) == "near_chosen"
+            assert dpo.kind_of_answer(bad, row) == flaw
     assert not any(set(dpo.phrases(False)[name]) & set(dpo.phrases(True)[name]) for name in parts)
     assert all(len(texts) >= 4 for texts in dpo.phrases(True).values())
 

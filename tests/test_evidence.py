@@ -5,12 +5,14 @@ import random
 
 import pytest
 from conftest import finish
+from measure import readme
 
 import dpo_helpers as dpo
 
 CHANCE = {
     "final_loss": 0.69, "margin_after": 0.0, "margin_size": 0.5, "eval_loss": 0.69, "eval_loss_interval": [0.65, 0.73],
-    "accuracy_after": 0.5, "accuracy_interval": [0.4, 0.6], "accuracy_train": 0.5, "eval_pairs": 150,
+    "accuracy_after": 0.5, "accuracy_interval": [0.4, 0.6], "accuracy_train": 0.5, "eval_pairs": 150, "steps": 213,
+    "first_loss": 0.693, "peak_loss": 0.693,
 }  # fmt: skip
 GOOD = {"eval_loss": 0.3, "eval_loss_interval": [0.2, 0.4], "accuracy_after": 0.9, "accuracy_interval": [0.8, 0.95]}
 
@@ -23,10 +25,31 @@ GOOD = {"eval_loss": 0.3, "eval_loss_interval": [0.2, 0.4], "accuracy_after": 0.
     ({"accuracy_train": 0.8}, "過学習の疑い", "80.0%"),
     ({"accuracy_after": 0.2, "accuracy_interval": [0.1, 0.3]}, "効果を確認できない", "逆でないか"),
     (GOOD | {"eval_loss": math.nan}, "効果を確認できない", "NaN"),
+    (GOOD | {"steps": 19}, "判断できない", "19 ステップ"),
+    (GOOD | {"peak_loss": 0.8}, "学習した", "途中で 0.800 まで上がっています"),
 ])  # fmt: skip
 def test_the_verdict_asks_for_size_and_says_its_numbers(changes, verdict, said):
-    found, reason = dpo.judge(CHANCE | changes)
+    found, reason = dpo.judge(CHANCE | changes | {"answers": answers()})
     assert found == verdict and said in reason
+
+
+def answers(change=(-0.1, -0.02), greedy=None, sampled=None):
+    """検証用の質問への回答の成績です。greedy と sampled で、一部の値を変えられます。"""
+    healthy = {"ended": 0.98, "empty": 0.0, "repeats": 0.02, "readable": 0.97}
+    return {"dpo": healthy | (greedy or {}), "sampled": {"dpo": healthy | (sampled or {})},
+            "flawed_change_interval": list(change)}  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "verdict", "said"), [
+    ({"greedy": {"ended": 0.4}}, "回答が壊れている", "貪欲法）のうち、EOS まで生成したものは 40%"),
+    ({"sampled": {"readable": 0.3}}, "回答が壊れている", "読める日本語は 30%"),
+    ({"sampled": {"repeats": 0.6}}, "回答が壊れている", "繰り返しは 60%"),
+    ({"greedy": {"empty": 0.7}}, "回答が壊れている", "空は 70%"),
+    ({"change": (0.01, 0.05)}, "効果を確認できない", "+1.0%〜+5.0%"), ({"change": (-0.01, 0.05)}, "学習した", "90.0%"),
+])  # fmt: skip
+def test_broken_or_worse_answers_are_never_called_learned(found, verdict, said):
+    got, reason = dpo.judge(CHANCE | GOOD | {"answers": answers(**found)})
+    assert got == verdict and said in reason, reason
 
 
 @pytest.mark.slow
@@ -38,6 +61,21 @@ def test_learning_by_heart_is_called_overfitting(small_config):
     options = {"lora_alpha": 8000.0, "num_train_epochs": 6.0, "sft_epochs": 0.0, "sft_weight": 0.0}
     run = finish(small_config(eval_fraction=0.3, **options), rows)
     assert run.metrics["verdict"] == "過学習の疑い", run.metrics["verdict_reason"]
+
+
+@pytest.mark.parametrize(("name", "verdict", "said"), [
+    ("normal", "学習した", "はっきりよい"), ("hot", "過学習の疑い", "途中で 2.265 まで上がっています"),
+    ("null", "ほとんど変化していない", "わずかな差の向き"),
+    ("swapped", "効果を確認できない", "逆でないか"),
+])  # fmt: skip
+def test_four_real_runs_get_their_verdicts(name, verdict, said):
+    """offline-tiny での、ふつう、α × 16、学習率 1e-8、学習用の左右を逆にした実行（`measure/verdicts.py`）です。"""
+    run = readme.saved("verdicts")[name]
+    found, reason = dpo.judge(run["metrics"])
+    assert found == verdict and said in reason
+    rows = run["history"]
+    warned = [any(dpo.diagnose(rows[:n], 4, len(rows))) for n in range(1, len(rows) + 1)]
+    assert any(warned[:30]) == (name == "hot") and (name != "normal" or not any(warned))
 
 
 def history(steps=100, **changes):

@@ -72,11 +72,11 @@ def shown_object(notebook, cell_name, class_name, **names):
 def test_the_first_notebook_shows_the_objects_that_the_command_line_trains_with(small_config):
     notebook, config = read(FIRST), small_config(sft_epochs=2.0, sft_weight=8.0, label_smoothing=0.1).resolved()
     base, _ = dpo.load_model(config)
-    names = {"config": config, "base": base, "batch_size": 2}
+    names = {"config": config, "base": base, "batch_size": 2, "rows": range(300)}
     assert shown_object(notebook, "lora", "LoraConfig", **names).to_dict() == dpo.lora_config(config, base).to_dict()
     for cell, name, ours in (("sft", "SFTConfig", dpo.sft_args), ("dpo", "DPOConfig", dpo.dpo_args)):
         theirs = shown_object(notebook, cell, name, **names)
-        assert theirs.to_dict() == ours(config, 2).to_dict()
+        assert theirs.to_dict() == ours(config, 2, 300).to_dict()
         assert theirs.gradient_accumulation_steps == 2
 
 

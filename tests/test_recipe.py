@@ -21,8 +21,9 @@ def keeps_the_promises(found):
     assert found["logp_accuracy_base"] <= 0.84 and found["logp_accuracy_dpo"] >= 0.92
     near = [found["answers"][which]["near_chosen"] for which in ("base", "dpo")]
     assert near[1] >= near[0] + 0.28 and found["answers"]["chrf_gain_interval"][0] > 12
-    before, after = (found["answers"]["sampled"][which] for which in ("base", "dpo"))
-    assert sum(before["flawed"].values()) >= 0.60 and sum(after["flawed"].values()) < 0.25
+    base, sft, dpo_ = (sum(found["answers"]["sampled"][which]["flawed"].values()) for which in dpo.MODELS)
+    assert base >= 0.60 and sft < base / 3 and dpo_ < sft * 2 / 3
+    after = found["answers"]["sampled"]["dpo"]
     assert after["ended"] >= 0.97 and after["empty"] == found["answers"]["dpo"]["empty"] == 0
 
 

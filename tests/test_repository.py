@@ -61,11 +61,11 @@ def test_other_numbers_come_from_the_saved_results():
     assert "2 コアの CPU で 3〜4 分" in README
     assert 180 <= readme.saved("notebooks")["seconds"][FIRST.name] <= 240
     assert all(each["largest_loss_difference"] < 1e-3 for each in readme.saved("benchmark")["comparisons"])
-    dialogpt = dpo.RECOMMENDED["microsoft/DialoGPT-small"]
-    assert f"SFT を {dialogpt['sft_epochs']:g} エポック" in README and f"β {dpo.Config.beta}" in README
+    dialogpt = dpo.Config().resolved()
+    assert f"SFT を {dialogpt.sft_epochs:g} エポック" in README and f"β {dpo.Config.beta}" in README
     assert f"{len(dpo.read_knowledge())} 概念" in README
     alphas = readme.saved("alpha")["runs"].values()
-    assert dialogpt["lora_alpha"] in [run["config"]["lora_alpha"] for run in alphas]
+    assert dialogpt.lora_alpha in [run["config"]["lora_alpha"] for run in alphas]
 
 
 def test_what_the_base_has_read_is_said_wherever_its_figures_stand():

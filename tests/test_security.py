@@ -95,7 +95,7 @@ HOSTILE = ["=HYPERLINK(\"http://x\")", "<img src=x onerror=alert(1)>", "|a|b|", 
 def test_formulas_and_html_in_pairs_are_inert(small_config):
     rows = [{"prompt": f"{text}{i}", "chosen": f"{text} よい{i}。", "rejected": f"{text}だめ", "concept": text,
              "flaw": text} for i in range(5) for text in HOSTILE]  # fmt: skip
-    run = finish(small_config(), rows)
+    run = finish(small_config(max_length=72), rows)
     findings = dpo.audit_pairs(run.train_pairs, run.tokenizer)
     findings = pd.DataFrame({"検査": map(dpo.finding_text, dpo.audit_pairs(run.train_pairs, run.tokenizer))})
     pages = [dpo.show_table(table).to_html() for table in (run.scores, run.answers, findings)]

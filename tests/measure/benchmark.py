@@ -100,10 +100,10 @@ def train_ours(config: dpo.Config, model, tokenizer, pairs, profile=None):
     return dpo.train_dpo(config.effective_batch_size, config, model, tokenizer, pairs, [OnlyTrain()])
 
 
-def settings(base, recommended: str) -> dpo.Config:
-    """recommended の推奨値の α とランクです。仕様の損失は DPO の項だけなので、どちらの側もそうします。"""
-    recipe = {name: dpo.RECOMMENDED[recommended][name] for name in ("lora_r", "lora_alpha")}
-    return dpo.Config(base_model=str(base), sft_weight=0.0, sft_epochs=0.0, **recipe)
+def settings(base, name: str) -> dpo.Config:
+    """name の推奨値の α とランクです。仕様の損失は DPO の項だけなので、どちらの側もそうします。"""
+    config = dpo.Config(base_model=name, sft_weight=0.0, sft_epochs=0.0).resolved()
+    return replace(config, base_model=str(base))
 
 
 def measure(train, config: dpo.Config, count: int) -> dict:

@@ -49,7 +49,7 @@ class Phases:
 
 def run_phases(base: Path, folder: str) -> dict:
     """1,000 ペアの、準備から保存までの段階ごとの記録です。"""
-    config = dpo.Config(base_model=str(base), output_dir=folder, **dpo.RECOMMENDED[dpo.Config.base_model])
+    config = dpo.Config(base_model=str(base), output_dir=folder).resolved()
     phases = Phases()
     pairs = dpo.prepare_pairs(config)
     train_pairs, eval_pairs = dpo.split_and_shuffle(pairs, config)
@@ -60,7 +60,7 @@ def run_phases(base: Path, folder: str) -> dict:
               "callbacks": [dpo.recorder(config)]}  # fmt: skip
     dpo.fit_sft(partial(dpo.train_sft, **inputs), model, config)
     phases.end("SFT")
-    trainer = dpo.fit_memory(partial(dpo.train_dpo, **inputs), model, config)
+    trainer = dpo.fit_memory(partial(dpo.train_dpo, **inputs), model, config.effective_batch_size)
     run = dpo.finish_run(config, trainer, train_pairs, eval_pairs)
     phases.end("DPO")
     dpo.evaluate_run(run)
@@ -72,8 +72,7 @@ def run_phases(base: Path, folder: str) -> dict:
 
 def first_losses(base: str, folder: str) -> None:
     """DPO の最初のステップの、選好の損失を表示します（環境変数を変えた、別のプロセスで呼ばれます）。"""
-    recipe = dpo.RECOMMENDED[dpo.Config.base_model] | {"sft_epochs": 0.0}
-    config = dpo.Config(base_model=base, output_dir=folder, num_pairs=120, **recipe)
+    config = dpo.Config(base_model=base, output_dir=folder, num_pairs=120, sft_epochs=0.0).resolved()
     pairs = dpo.prepare_pairs(config)
     train_pairs, _ = dpo.split_and_shuffle(pairs, config)
     model, tokenizer = dpo.begin_run(config, pairs, None, print)

@@ -35,11 +35,14 @@ def keep_results(folder: Path) -> None:
 
 
 def shown_answers(answers: pd.DataFrame) -> dict:
-    """元のモデルの回答の、欠点の種類ごとに初めの一問と、DPO のあとがよい回答から最も遠い一問への、貪欲法の回答です。"""
+    """元のモデルの欠点がなくなった問いの、欠点ごとに初めの一問と、DPO のあとが最も遠い一問への、貪欲法の回答です。"""
     greedy = answers[answers["sample"] == 0]
-    first = greedy[greedy["base_flaw"] != ""].groupby("base_flaw").head(1).index
+    flawed = greedy[greedy["base_kind"].isin(dpo.FLAWS)]
+    better = flawed[flawed["dpo_kind"] == "near_chosen"]
+    first = better.groupby("base_kind").head(1).index
     shown = greedy.loc[[*first, greedy["dpo_chrf"].idxmin()], ["prompt", "chosen", *dpo.MODELS]]
-    return {"shown": shown.to_dict("records"), "asked": len(greedy)}
+    counts = {"asked": len(greedy), "flawed": len(flawed), "better": len(better)}
+    return {"shown": shown.to_dict("records")} | counts
 
 
 def table(heading: tuple, rows) -> str:
@@ -53,8 +56,9 @@ def answers_block() -> str:
     rows = [[dpo.bare_question(row["prompt"]), *(row[which] for which in dpo.MODELS)] for row in found["shown"]]
     heading = ("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS))
     return table(heading, rows) + (
-        f"\n\n検証用の {found['asked']} 問のうち、元のモデルの回答に欠点があったものから、欠点の種類ごとに"
-        "初めの一問と、DPO のあとがよい回答から最も遠い一問（一番下）です。"
+        f"\n\n検証用の {found['asked']} 問のうち {found['flawed']} 問で元のモデルの回答に欠点があり、その "
+        f"{found['better']} 問が、DPO のあとでよい回答に近くなりました。欠点の種類ごとに、その初めの一問と、"
+        "DPO のあとがよい回答から最も遠い一問（一番下）です。"
     )
 
 
@@ -62,7 +66,7 @@ def result_block() -> str:
     metrics = saved("offline_tiny_42")
     shares = [f"{sum(metrics['answers']['sampled'][which]['flawed'].values()):.0%}" for which in dpo.MODELS]
     return f"{dpo.summary_table(metrics)}\n\n判定: **{metrics['verdict']}**。" + (
-        f"温度 1 で引いた回答のうち欠点のあるものは、元のモデルで {shares[0]}、"
+        f"温度 {dpo.TEMPERATURE} で引いた回答のうち欠点のあるものは、元のモデルで {shares[0]}、"
         f"SFT のあとで {shares[1]}、DPO のあとで {shares[2]} です。"
     )
 
@@ -139,7 +143,7 @@ def seeds_block() -> str:
         ))  # fmt: skip
     return table(("シード", "選好の損失（最初 → 最後）", "検証の選好の損失", "検証の正解率",
                   "chosen の対数確率が上の割合（元 → SFT → DPO）", "chrF の変化（95 % 信頼区間）",
-                  "欠点のある回答（温度 1、元 → SFT → DPO）", "chrF 70 以上（貪欲法、元 → SFT → DPO）",
+                  f"欠点のある回答（温度 {dpo.TEMPERATURE}、元 → SFT → DPO）", "chrF 70 以上（貪欲法、元 → SFT → DPO）",
                   "EOS まで生成した割合"), rows)  # fmt: skip
 
 

@@ -1,0 +1,123 @@
+"""どんなデータとモデルでも、示す数と回答が正しいことを、まちがえていた場合の表で確かめます。"""
+
+import math
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import finish
+from safetensors.torch import load_file, save_file
+
+import dpo_helpers as dpo
+
+QUESTIONS = [*(f"{name}とは何ですか？" for name in ("AI", "過学習", "API", "C++")), "もっと詳しく、" * 6 + "教えて？"]
+
+
+@pytest.fixture(scope="module")
+def still(still_base):
+    return dpo.load_model(dpo.Config(base_model=str(still_base)))
+
+
+@pytest.mark.colab
+@pytest.mark.parametrize("most", [60, 128, 256])  # 256 は、モデルの位置の上限
+def test_an_answer_does_not_depend_on_the_other_questions_of_its_batch(most, still):
+    lengths = [len(dpo.prompt_tokens(dpo.as_prompt(q), still[1])) for q in QUESTIONS]
+    assert max(lengths) - min(lengths) > 20
+    together = dpo.generate_responses(QUESTIONS, *still, most)
+    assert together == [dpo.generate_responses([question], *still, most)[0] for question in QUESTIONS]
+    assert together[::-1] == dpo.generate_responses(QUESTIONS[::-1], *still, most)
+
+
+@pytest.mark.parametrize("inherited", [
+    {"max_new_tokens": 3}, {"max_length": 20}, {"repetition_penalty": 1.8}, {"num_beams": 3},
+    {"no_repeat_ngram_size": 2}, {"min_new_tokens": 40}, {"suppress_tokens": [5, 6, 7]},
+    {"do_sample": True, "temperature": 5.0}, {"max_new_tokens": 4000},
+], ids=str)  # fmt: skip
+def test_generation_settings_of_the_base_do_not_change_our_answers(inherited, still, still_base, tmp_path):
+    from transformers import GenerationConfig
+
+    shutil.copytree(still_base, tmp_path / "base")
+    GenerationConfig(eos_token_id=still[1].eos_token_id, **inherited).save_pretrained(tmp_path / "base")
+    loaded = dpo.load_model(dpo.Config(base_model=str(tmp_path / "base")))
+    assert dpo.generate_responses(QUESTIONS[:3], *loaded, 60) == dpo.generate_responses(QUESTIONS[:3], *still, 60)
+
+
+FIVE = [{"prompt": f"{i} 番は？", "chosen": f"{i} です。", "rejected": "さあ。"} for i in range(5)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_train_epochs": 3.0}, {"num_train_epochs": 0.01}])
+def test_a_few_pairs_are_learned_from_and_not_judged(settings, small_config):
+    run = finish(small_config(sft_epochs=0.0, **settings), FIVE)
+    assert len(run.history) < 10 and run.history[0]["learning_rate"] == pytest.approx(run.config.learning_rate)
+    assert run.history[0]["grad_norm"] > 0 and run.scores["margin"].abs().max() > 0
+    assert run.metrics["verdict"] == "判断できない" and "20 ステップ以上" in run.metrics["verdict_reason"]
+
+
+def test_a_retrained_base_in_the_same_folder_is_another_model(small_base, small_config, tmp_path):
+    base = shutil.copytree(small_base, tmp_path / "base")
+    config = small_config(base_model=str(base), num_pairs=24)
+    run, pairs = finish(config), dpo.prepare_pairs(config)
+    assert dpo.is_finished(config, pairs)
+    weights = load_file(base / "model.safetensors")
+    save_file({name: weight + 0.01 for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    assert dpo.run_folder(config, pairs) != dpo.run_folder(run.config, run.train_pairs)
+    with pytest.raises(dpo.HelperError, match="設定かデータの違う実行"):
+        dpo.train(config)
+    again = dpo.sweep(config, [{"beta": 0.1}], folder=config.folder.parent, report=str)  # 前の SFT を使い回さない
+    assert again["error"][0] is None and again["sft_seconds"][0] != run.metrics["sft_seconds"]
+
+
+@pytest.mark.colab
+def test_a_saved_accelerate_precision_does_not_change_ours(still_base, small_config, monkeypatch):
+    config = {"base_model": str(still_base), "num_pairs": 24, "sft_epochs": 0.0}
+    expected = dpo.train(small_config(**config))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    run = dpo.train(small_config(**config))
+    assert [row["loss"] for row in run.history] == [row["loss"] for row in expected.history]
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no"
+
+
+CROWDED = [{"prompt": "同じ質問？", "chosen": f"{i} です。", "rejected": "さあ。"} for i in range(180)]
+FEW = [{"prompt": f"質問 {i}？", "chosen": f"{i} です。", "rejected": "さあ。"} for i in range(20)]
+PAIRED = [{"prompt": f"質問 {i // 4}？", "chosen": f"{i} です。", "rejected": "さあ。"} for i in range(200)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("rows", "least", "most"), [
+    ([*CROWDED, *FEW], 10, 10), (PAIRED, 28, 30), ([*FEW, *PAIRED], 30, 34), ([*CROWDED[:10], *FEW], 4, 4),
+])  # fmt: skip
+def test_held_out_pairs_are_the_asked_share_whatever_the_sizes_of_the_groups(rows, least, most, seed, still):
+    pairs = dpo.load_pairs(rows)
+    train, held_out = dpo.split_pairs(pairs, 0.15, seed)
+    assert least <= len(held_out) <= most and not set(train["prompt"]) & set(held_out["prompt"])
+    said = [dpo.finding_text(f) for f in dpo.audit_pairs(pairs, still[1], seed=seed) if f["check"] == "unbalanced"]
+    if len(rows) == 200 and rows[0] == rows[0] | {"prompt": "同じ質問？"}:
+        assert said == ["一つの質問か概念に 180 ペアあり、検証用が 10 ペアになります。"]
+    else:
+        assert not said
+
+
+def test_too_many_cut_pairs_stop_the_run_or_lengthen_the_default(small_base, small_config, still, capsys):
+    long = [{"prompt": f"{i} 番は？", "chosen": f"{i} です。" * (1 if i % 4 else 13), "rejected": "さあ。"}
+            for i in range(40)]  # fmt: skip
+    pairs = dpo.load_pairs(long)
+    with pytest.raises(dpo.HelperError, match="max_length を [0-9]+ にしてください"):
+        dpo.train(small_config(max_length=40), long)
+    plain = dpo.Config(base_model=str(small_base))
+    assert dpo.fit_length(plain, dpo.load_pairs(FIVE)) == plain and not capsys.readouterr().out
+    longer = [row | {"chosen": row["chosen"] * (1 if i % 4 else 4)} for i, row in enumerate(long)]
+    longest = max(len(ids["prompt_ids"]) + len(ids["chosen_ids"]) for ids in (
+        dpo.tokenize_pair(row, still[1]) for row in dpo.load_pairs(longer)))  # fmt: skip
+    fitted = dpo.fit_length(plain, dpo.load_pairs(longer))
+    assert 128 < longest == fitted.max_length and f"max_length を {longest} に延ばします" in capsys.readouterr().out
+    assert dpo.fit_length(dpo.Config(base_model=str(small_base), max_length=64), pairs).max_length == 64
+
+
+def test_ties_count_half_and_the_exact_logistic_loss_is_logged(small_run):
+    first = small_run.history[0]
+    assert first["rewards/accuracies"] == 0.5 and first["loss/preference"] == pytest.approx(math.log(2), abs=1e-4)
+    rows = small_run.history
+    assert all(math.isclose(row["loss"], row["loss/preference"] + 16 * row["loss/sft"], rel_tol=1e-5) for row in rows)
+    assert np.isfinite([row["loss/sft"] for row in rows]).all() and torch.get_default_dtype() == torch.float32

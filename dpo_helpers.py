@@ -109,8 +109,8 @@ def option(default, help_text: str, least: float = 0, most: float = 1e15):
     return field(default=default, metadata={"help": f"{help_text}（既定: {shown}）", "metavar": limits})
 
 
-# 推奨値です（決め方は tests/README.md）。学習率 5e-6 が決まっているので、α を大きくします。Adam では、学習率 × α/r が
-# 同じなら、動く速さはほぼ同じです。そこで、α = 2r のときの学習率に直して EQUIVALENT_RATE になる α を使います。
+# 推奨値です（決め方は tests/README.md）。学習率 5e-6 が決まっているので、α を大きくします。Adam では、学習率 × α/r で
+# 動く速さがほぼ決まるので、α = 2r のときの学習率に直して EQUIVALENT_RATE になる α を使います。
 EQUIVALENT_RATE = 4e-5
 RECIPE = {"lora_r": 64, "sft_epochs": 6.0, "sft_learning_rate": 5e-5, "sft_batch_size": 16}  # 先に日本語をまねさせる
 TINY_RECIPE = {"lora_r": 32, "lora_alpha": 16000.0, "sft_epochs": 1.0, "sft_learning_rate": 5e-6, "sft_batch_size": 4}
@@ -1434,7 +1434,7 @@ def generate_responses(prompts, model, tokenizer, max_length: int = 128, sample=
     model.eval()
     room = getattr(model.config, "max_position_embeddings", math.inf) - max_length  # 一緒に計算する質問の長さの差
     order, answers = sorted(range(len(questions)), key=lambda i: len(questions[i])), {}
-    for _, group in groupby(order, lambda i: len(questions[i]) // (1 + min(16, room))):
+    for _, group in groupby(order, lambda i: len(questions[i]) // (1 + min(64, room))):
         group = list(group)
         make = partial(generate_batch, model, tokenizer, max_length, sample)
         answers |= zip(group, in_batches(make, [questions[i] for i in group], lambda ids: 32), strict=True)
@@ -1528,20 +1528,20 @@ def kind_of_answer(answer: str, row: dict) -> str:
     if not answer.endswith("。"):
         return "cut_off"
     known = flawed_answers(row["concept"], row["facet"]) | {row["chosen"]: "near_chosen"}
-    if nearest := difflib.get_close_matches(answer, known, n=1, cutoff=0.9):
-        return known[nearest[0]]
-    return "near_chosen" if chrf(answer, row["chosen"]) >= 70 else "garbled"
+    if answer in known:
+        return known[answer]
+    near = chrf(answer, row["chosen"]) >= 70  # よい回答に近くても、誤解のほうがもっと近いことがある
+    texts = [text for text, kind in known.items() if not near or kind in ("near_chosen", "wrong_fact")]
+    nearest = difflib.get_close_matches(answer, texts, n=1, cutoff=0.9)
+    return known[nearest[0]] if nearest else "near_chosen" if near else "garbled"
 
 
 def answer_rates(table, which: str) -> dict:
-    """回答の性質です。near_chosen は chrF が 70 以上、flawed は欠点ごとの割合です（知識表にない概念では空）。
-
-    chosen が日本語でなければ、読める日本語でなくても構いません。
-    """
+    """回答の性質です。near_chosen は chrF が 70 以上、flawed は欠点ごとの割合です（知識表にない概念では空）。"""
     answers, near, kinds = table[which], table[f"{which}_chrf"], table[f"{which}_kind"].dropna()
     rates = {"near_chosen": near >= 70, "chrf": near, "ended": table[f"{which}_ended"], "empty": answers == "",
              "repeats": answers.map(repeats),
-             "readable": answers.map(is_readable) | ~table["chosen"].map(is_readable)}  # fmt: skip
+             "readable": answers.map(is_readable) | ~table["chosen"].map(is_readable)}  # 日本語のデータだけで見る
     flawed = {flaw: float((kinds == flaw).mean()) for flaw in FLAWS if len(kinds)}
     return {name: float(values.mean()) for name, values in rates.items()} | {"flawed": flawed}
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 import dpo_helpers as dpo
 
 SIZE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
-        "num_key_value_heads": 1, "max_position_embeddings": 256}  # fmt: skip
+        "num_key_value_heads": 1, "max_position_embeddings": 512}  # fmt: skip
 CHATML = """{%- for message in messages %}<|im_start|>{{ message.role }}
 {% if message.role == "assistant" %}<think>
 

@@ -192,4 +192,4 @@ def test_the_users_own_pairs_come_back_and_records_go_to_tensorboard(small_confi
     assert loaded.eval_pairs.to_list() == run.eval_pairs.to_list()
     assert loaded.train_pairs.to_list() == run.train_pairs.to_list()
     (record,) = run.config.folder.rglob("events.out.tfevents.*")
-    assert b"rewards/margins" in record.read_bytes()
+    assert all(name in record.read_bytes() for name in (b"rewards/margins", b"loss/preference", b"loss/sft"))

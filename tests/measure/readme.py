@@ -72,13 +72,14 @@ def result_block() -> str:
 
 
 def control_block() -> str:
-    """SFT だけの対照との差（DPO あり − なし）です（実験ノートブックの terms）。"""
-    names = {"eval_loss": ("検証の選好の損失", 1, ".3f"), "accuracy_after": ("正解率", 100, ".1f"),
-             "flawed": ("欠点のある回答", 100, ".1f"), "chrf": ("chrF", 1, ".1f")}  # fmt: skip
-    gains, texts = saved("studies")["gains"]["terms"]["preference_weight=0"], []
+    """SFT だけの対照との差（DPO あり − 対照）です（measure/control.py）。"""
+    names = {"flawed": ("欠点のある回答", 100, ".1f"), "near_chosen": ("よい回答に近い回答", 100, ".1f"),
+             "chrf": ("貪欲法の回答の chrF", 1, ".1f")}  # fmt: skip
+    found, texts = saved("control"), []
     for key, (name, scale, form) in names.items():
-        gain, high, low = (f"{-scale * value:+{form}}".replace("-", "−") for value in gains[key])
-        texts.append(f"{name} {gain}{' ポイント' if scale == 100 else ''}（{low}〜{high}）")
+        gain, low, high = (f"{scale * value:+{form}}".replace("-", "−") for value in found[key]["difference"])
+        values = " → ".join(f"{scale * found[key][side]:{form}}" for side in ("control", "dpo"))
+        texts.append(f"{name} {values}（差 {gain}、{low}〜{high}）")
     return "、".join(texts) + "。"
 
 

@@ -64,7 +64,7 @@ def test_other_numbers_come_from_the_saved_results():
     dialogpt = dpo.Config().resolved()
     assert f"SFT を {dialogpt.sft_epochs:g} エポック" in README and f"β {dpo.Config.beta}" in README
     assert f"{len(dpo.read_knowledge())} 概念" in README
-    control = readme.saved("control")  # 「欠点のある回答をさらに減らしますが、よい回答に近い回答は増やさず、chrF は少し下げます」
+    control = readme.saved("control")  # 欠点のある回答を減らし、よい回答に近い回答は増やさず、chrF は少し下げる
     assert control["flawed"]["difference"][2] < 0 and control["chrf"]["difference"][2] < 0
     assert control["near_chosen"]["difference"][1] < 0
     alphas = readme.saved("alpha")["runs"].values()

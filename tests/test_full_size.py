@@ -36,7 +36,7 @@ def run(workplace):
     pairs = [{"prompt": f"{n}の次は？", "chosen": f"{n + 1}です。", "rejected": "さあ。"} for n in range(10)]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
-        config = dpo.Config(eval_fraction=0.2, max_length=32, output_dir="out", sft_epochs=1.0)
+        config = dpo.Config(eval_fraction=0.2, max_length=32, output_dir="out", sft_epochs=1.0, sft_batch_size=4)
         run = dpo.train(config, pairs)
         dpo.evaluate_run(run)
         dpo.save_run(run)

@@ -1323,15 +1323,16 @@ def progress_line(rows: list, batch_size: int, steps: int, seconds_left: float, 
 
 
 def recent(history: list, key: str, batch_size: int, pairs: int = 50) -> float:
-    """最後の 50 ペアの平均です。1 ステップのペアは少なく、正解率が 0 か 1 に近い値ばかりになるため、ならして見ます。"""
+    """最後の pairs ペアの平均です。1 ステップだけでは、正解率が 0 か 1 に近い値ばかりになるため、ならして見ます。"""
     rows = [row[key] for row in history[-math.ceil(pairs / batch_size) :]]
     return sum(rows) / len(rows)
 
 
 def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
     """学習の経過（今までのログの行）から、うまくいっていない兆しを、原因と直し方の一文ずつで返します。順調なら空です。"""
-    loss, accuracy, margin, chosen = (recent(history, key, batch_size) for key in (
-        "loss/preference", "rewards/accuracies", "rewards/margins", "rewards/chosen"))  # fmt: skip
+    loss, margin, chosen = (recent(history, key, batch_size) for key in (
+        "loss/preference", "rewards/margins", "rewards/chosen"))  # fmt: skip
+    accuracy = recent(history, "rewards/accuracies", batch_size, 100)  # 50 ペアなら、順調な学習でも、たまに全問正解する
     done, first = len(history), history[0]["loss/preference"]  # first は、sigmoid なら ln 2
     if not math.isfinite(history[-1]["loss"]):
         return [say("nan")]
@@ -1339,7 +1340,7 @@ def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
         "rising": done >= 20 and loss > 1.08 * first,
         "flat": done >= max(20, 0.4 * steps) and 0.98 * first < loss <= 1.08 * first,
         "chosen_falls": chosen < -3,
-        "too_easy": 50 / batch_size <= done <= 0.2 * steps and accuracy > 0.99,
+        "too_easy": 100 / batch_size <= done <= 0.2 * steps and accuracy > 0.99,
         "wide_margin": margin > 10,
     }
     return [say(name, first=first) for name, seen in signs.items() if seen]
@@ -1434,7 +1435,7 @@ def generate_responses(prompts, model, tokenizer, max_length: int = 128, sample=
     model.eval()
     room = getattr(model.config, "max_position_embeddings", math.inf) - max_length  # 一緒に計算する質問の長さの差
     order, answers = sorted(range(len(questions)), key=lambda i: len(questions[i])), {}
-    for _, group in groupby(order, lambda i: len(questions[i]) // (1 + min(64, room))):
+    for _, group in groupby(order, lambda i: len(questions[i]) // (1 + max(0, min(64, room)))):
         group = list(group)
         make = partial(generate_batch, model, tokenizer, max_length, sample)
         answers |= zip(group, in_batches(make, [questions[i] for i in group], lambda ids: 32), strict=True)

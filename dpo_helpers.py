@@ -453,9 +453,9 @@ def build_pairs(num_pairs: int = 1000, seed: int = 42, eval_fraction: float = 0.
     """
     table, rng = read_knowledge(), random.Random(seed)
     wanted = min(len(table), max(4, 2 * (num_pairs // 12)))  # ペアが少ないときは概念も絞り、どの概念も一度は使う
-    held_out, num_unseen = held_out_groups([*table], eval_fraction, seed), even_share(wanted, eval_fraction)
+    held_out = held_out_groups([*table], eval_fraction, seed)
+    num_unseen = min(even_share(wanted, eval_fraction), (wanted - 2) // 2 * 2)  # 学習用に、少なくとも一組を残す
     num_eval, sides = even_share(num_pairs, eval_fraction), []
-    num_unseen = min(num_unseen, (wanted - 2) // 2 * 2)  # 学習用に、少なくとも一組を残す
     for unseen, size, count in ((False, wanted - num_unseen, num_pairs - num_eval), (True, num_unseen, num_eval)):
         names = [name for name in table if (name in held_out) == unseen]
         concepts = rng.sample(names, min(size, len(names)))
@@ -822,9 +822,9 @@ def rule_accuracies(pairs, held_out: set[int], most: int = 5000) -> dict:
     return {"length_rule": max(longer, 1 - longer), "longer": "長い" if longer >= 0.5 else "短い", "ngram_rule": grams}
 
 
-def char_grams(text: str, sizes=(1, 2, 3)) -> set[str]:
-    """文字 n-gram（n は sizes の値）の集合です。"""
-    return {text[i : i + n] for n in sizes for i in range(len(text) - n + 1)}
+def char_grams(text: str) -> set[str]:
+    """文字 n-gram（n は 1〜3）の集合です。"""
+    return {text[i : i + n] for n in (1, 2, 3) for i in range(len(text) - n + 1)}
 
 
 def token_faults(pairs, tokenizer, max_length: int) -> tuple[dict, dict]:

@@ -36,12 +36,9 @@ def train_control(folder: Path, work: str) -> Path:
 
 
 def answer_values(folder: Path) -> dict:
-    """検証用の質問への回答の値です。flawed と near_chosen は引いた回答、chrf は貪欲法の回答です。"""
-    table = pd.DataFrame(dpo.read_lines(folder / "answers.jsonl"))
-    drawn, greedy = table[table["sample"] > 0], table[table["sample"] == 0]
-    near = drawn["dpo_chrf"] >= 70
-    return {"flawed": (drawn["dpo_kind"].isin(dpo.FLAWS), drawn["group"]), "near_chosen": (near, drawn["group"]),
-            "chrf": (greedy["dpo_chrf"], greedy["group"])}  # fmt: skip
+    """`dpo.held_out_values` に、引いた回答がよい回答に近いか（near_chosen）を足したものです。"""
+    drawn = pd.DataFrame(dpo.read_lines(folder / "answers.jsonl")).query("sample > 0")
+    return dpo.held_out_values(folder) | {"near_chosen": ((drawn["dpo_chrf"] >= 70).to_numpy(float), [*drawn["group"]])}
 
 
 def main(*folders: str) -> None:
@@ -49,7 +46,7 @@ def main(*folders: str) -> None:
     with tempfile.TemporaryDirectory() as work:
         both = [(answer_values(Path(folder)), answer_values(train_control(Path(folder), work))) for folder in folders]
     for name in ("flawed", "near_chosen", "chrf"):
-        gains = np.concatenate([np.asarray(dpo_[name][0], float) - control[name][0] for dpo_, control in both])
+        gains = np.concatenate([dpo_[name][0] - control[name][0] for dpo_, control in both])
         groups = [f"{i}:{group}" for i, (dpo_, _) in enumerate(both) for group in dpo_[name][1]]
         values = [np.concatenate([each[side][name][0] for each in both]).mean() for side in (0, 1)]
         difference = [gains.mean(), *dpo.cluster_interval(gains, groups)]

@@ -53,7 +53,7 @@ def run_phases(base: Path, folder: str) -> dict:
     phases = Phases()
     pairs = dpo.prepare_pairs(config)
     train_pairs, eval_pairs = dpo.split_and_shuffle(pairs, config)
-    model, tokenizer = dpo.begin_run(config, pairs, None, print)
+    model, tokenizer = dpo.begin_run(config, pairs, None, print, None)
     model.get_base_model().register_forward_hook(phases.see)
     phases.end("準備")
     inputs = {"config": config, "model": model, "tokenizer": tokenizer, "pairs": train_pairs,
@@ -75,7 +75,7 @@ def first_losses(base: str, folder: str) -> None:
     config = dpo.Config(base_model=base, output_dir=folder, num_pairs=120, sft_epochs=0.0).resolved()
     pairs = dpo.prepare_pairs(config)
     train_pairs, _ = dpo.split_and_shuffle(pairs, config)
-    model, tokenizer = dpo.begin_run(config, pairs, None, print)
+    model, tokenizer = dpo.begin_run(config, pairs, None, print, None)
     dpo.fit_sft(None, model, config)
     count, size = FIRST_STEPS * config.effective_batch_size, config.effective_batch_size
     trainer = dpo.train_dpo(size, config, model, tokenizer, train_pairs.select(range(count)), [dpo.recorder(config)])

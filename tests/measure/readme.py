@@ -41,7 +41,10 @@ def shown_answers(answers: pd.DataFrame) -> dict:
     better = flawed[flawed["dpo_kind"] == "near_chosen"]
     first = better.groupby("base_kind").head(1).index
     shown = greedy.loc[[*first, greedy["dpo_chrf"].idxmin()], ["prompt", "chosen", *dpo.MODELS]]
-    counts = {"asked": len(greedy), "flawed": len(flawed), "better": len(better)}
+    drawn = answers[answers["sample"] > 0]
+    garbled = {which: float((drawn[f"{which}_kind"] == "garbled").mean()) for which in dpo.MODELS}
+    counts = {"asked": len(greedy), "flawed": len(flawed), "better": len(better),
+              "better_sft": int((flawed["sft_kind"] == "near_chosen").sum()), "garbled": garbled}  # fmt: skip
     return {"shown": shown.to_dict("records")} | counts
 
 
@@ -56,18 +59,19 @@ def answers_block() -> str:
     rows = [[dpo.bare_question(row["prompt"]), *(row[which] for which in dpo.MODELS)] for row in found["shown"]]
     heading = ("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS))
     return table(heading, rows) + (
-        f"\n\n検証用の {found['asked']} 問のうち {found['flawed']} 問で元のモデルの回答に欠点があり、その "
-        f"{found['better']} 問が、DPO のあとでよい回答に近くなりました。欠点の種類ごとに、その初めの一問と、"
-        "DPO のあとがよい回答から最も遠い一問（一番下）です。"
+        f"\n\n検証用の {found['asked']} 問のうち {found['flawed']} 問で元のモデルの回答に欠点があり、SFT のあとでは "
+        f"{found['better_sft']} 問、DPO のあとでは {found['better']} 問が、よい回答に近くなりました。欠点の種類ごとに、"
+        "その初めの一問と、DPO のあとがよい回答から最も遠い一問（一番下）です。"
     )
 
 
 def result_block() -> str:
-    metrics = saved("offline_tiny_42")
+    metrics, garbled = saved("offline_tiny_42"), saved("offline_tiny_42_answers")["garbled"]
     shares = [f"{sum(metrics['answers']['sampled'][which]['flawed'].values()):.0%}" for which in dpo.MODELS]
     return f"{dpo.summary_table(metrics)}\n\n判定: **{metrics['verdict']}**。" + (
         f"温度 {dpo.TEMPERATURE} で引いた回答のうち欠点のあるものは、元のモデルで {shares[0]}、"
-        f"SFT のあとで {shares[1]}、DPO のあとで {shares[2]} です。"
+        f"SFT のあとで {shares[1]}、DPO のあとで {shares[2]} です。どの文とも違う回答（うろ覚えや作り話）は、"
+        f"SFT のあとで {garbled['sft']:.0%}、DPO のあとで {garbled['dpo']:.0%} です。"
     )
 
 

@@ -45,14 +45,14 @@ class Lazy:
         return getattr(importlib.import_module(self.name), attribute)
 
 
-torch, np, pd, resource = Lazy("torch"), Lazy("numpy"), Lazy("pandas"), Lazy("resource")
+torch, np, pd, resource, hub = map(Lazy, ("torch", "numpy", "pandas", "resource", "huggingface_hub"))
 transformers, trl, peft, accelerate = Lazy("transformers"), Lazy("trl"), Lazy("peft"), Lazy("accelerate")
 datasets, parquet, figures = Lazy("datasets"), Lazy("pyarrow.parquet"), Lazy("matplotlib.figure")
-huggingface_hub = Lazy("huggingface_hub")
 
 for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
     os.environ.setdefault(name, "1")  # ライブラリの進捗バーの代わりに、学習の図か 1 行の進み具合を表示する
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)  # PEFT と TRL の中の呼び出し
 
 
 class HelperError(ValueError):
@@ -76,16 +76,11 @@ def explained(name: str, /, only=None, **values):
     try:
         yield
     except Exception as error:
-        passed = isinstance(error, HelperError) or is_out_of_memory(error) or is_bug(error)
-        if passed or (only and not only(error)):
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        ours = isinstance(error, (AttributeError, KeyError, TypeError)) and frame.f_code.co_filename == __file__
+        if ours or isinstance(error, HelperError) or is_out_of_memory(error) or (only and not only(error)):
             raise
         raise HelperError(name, reason=reason_of(error), **values) from error
-
-
-def is_bug(error: Exception) -> bool:
-    """ライブラリの中ではなく、このファイルの行で起きた、書き誤りらしい誤りかどうかです。"""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return isinstance(error, (AttributeError, KeyError, TypeError)) and frame.f_code.co_filename == __file__
 
 
 def reason_of(error: Exception) -> str:
@@ -115,8 +110,8 @@ EQUIVALENT_RATE = 4e-5
 RECIPE = {"lora_r": 64, "sft_epochs": 6.0, "sft_learning_rate": 5e-5, "sft_batch_size": 16}  # 先に日本語をまねさせる
 TINY_RECIPE = {"lora_r": 32, "lora_alpha": 16000.0, "sft_epochs": 1.0, "sft_learning_rate": 5e-6, "sft_batch_size": 4}
 KINDS = {int: "整数", float: "数", str: "文字列", bool: "True か False"}
-LOSS_TYPES = ("sigmoid", "hinge", "ipo", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
-              "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
+LOSS_TYPES = ("sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "aot", "aot_unpaired", "apo_zero",
+              "apo_down", "discopop", "sigmoid_norm")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,7 +135,6 @@ class Config:
     max_grad_norm: float = option(1.0, "勾配ノルムの上限（0 で切り詰めない）")
     beta: float = option(0.5, "DPO の β（大きいほど、同じ変化を大きな報酬の差と見なす）", 1e-9)
     loss_type: str = option("sigmoid", "選好の損失の種類（TRL の名前。sigmoid が DPO の論文のもの）")
-    label_smoothing: float = option(0.0, "ラベルの誤りの割合の見込み（loss_type が robust のとき）", most=0.49)
     preference_weight: float = option(1.0, "選好の損失の重み（0 にすると、SFT の項だけで学ぶ対照になる）")
     sft_weight: float = option(16.0, "選好の損失に足す、よい回答の SFT の損失の重み（0 で足さない）")
     lora_r: int | None = option(None, "LoRA のランク", 1, 4096)
@@ -148,6 +142,7 @@ class Config:
     gradient_checkpointing: bool = option(False, "途中の値を捨てて計算し直し、メモリを節約する（遅くなる）")
     bf16: bool = option(False, "bfloat16 で計算する（メモリの足りない大きなモデル用。対応する GPU だけ）")
     report_to: str = option("none", "DPO の記録を送る先（none、tensorboard、trackio、wandb など）")
+    control: bool = option(False, "保存したあとで、SFT だけの対照も学習して差を求める（コマンドだけ）")
     output_dir: str = option("dpo_output", "結果を置くフォルダ")
 
     def __post_init__(self):
@@ -221,13 +216,16 @@ def save_text(path: Path, text: str) -> None:
 
 
 def save_whole(folder: Path, *savers) -> None:
-    """savers に仮のフォルダへ書かせ、すべて終わってから folder に名前を変えます。"""
+    """savers に仮のフォルダへ書かせ、すべて終わってから folder に名前を変えます。失敗すれば、folder は前のままです。"""
     draft = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    for saver in savers:
-        saver(draft)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
+    try:
+        for saver in savers:
+            saver(draft)
+        shutil.rmtree(folder, ignore_errors=True)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -265,18 +263,15 @@ def copy_folder(source: Path, target: Path) -> None:
     """フォルダをコピーします。失敗するか、コピーの大きさが違えば OSError で、target は前のまま残ります。"""
     if not target.parent.is_dir():  # Drive が外れたあとの、このマシンのただのフォルダを作らない
         raise FileNotFoundError(f"{target.parent} がありません")
-    draft = target.with_name(target.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    try:
+
+    def copy(draft):
         skipped = shutil.ignore_patterns("checkpoints", "*.tmp", "DONE")
         shutil.copytree(source, draft, ignore=skipped, copy_function=shutil.copyfile)
         if not file_sizes(draft).items() <= file_sizes(source).items():
             raise OSError("コピーしたものの大きさが、元と違います")
-        shutil.rmtree(target, ignore_errors=True)
-        draft.rename(target)
-        mark_done(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+
+    save_whole(target, copy)
+    mark_done(target)
 
 
 # ======== 環境
@@ -325,11 +320,12 @@ def run_pip(*args: str) -> None:
 
 def describe_runtime() -> dict:
     """実行環境（デバイス、GPU の名前とメモリ、計算の精度、各パッケージの版）を辞書で返します。"""
-    info = {"device": "cpu", "gpu": None, "gpu_memory_gb": None, "cpu_cores": os.cpu_count(), "tf32": has_tf32()}
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(0)
-        info |= {"device": "cuda", "gpu": gpu.name, "gpu_memory_gb": round(gpu.total_memory / 2**30, 1)}
-    return info | {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}
+    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    return {  # 行列積に TF32 を使えるのは、Ampere から（T4 と V100 は違う）
+        "device": "cuda" if gpu else "cpu", "gpu": gpu and gpu.name, "tf32": bool(gpu) and gpu.major >= 8,
+        "gpu_memory_gb": gpu and round(gpu.total_memory / 2**30, 1), "cpu_cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+    } | {name: version(name) for name in PACKAGES}  # fmt: skip
 
 
 def runtime_text(runtime: dict) -> str:
@@ -338,11 +334,6 @@ def runtime_text(runtime: dict) -> str:
     size = f"メモリ {runtime['gpu_memory_gb']} GB" if runtime["gpu"] else f"{runtime['cpu_cores']} コア"
     precision = "float32（行列積は TF32）" if runtime["tf32"] else "float32"
     return f"デバイス: {runtime['gpu'] or 'CPU'}（{size}）、計算の精度: {precision}"
-
-
-def has_tf32() -> bool:
-    """行列積に TF32 を使える GPU（Ampere から。T4 と V100 は違います）かどうかです。"""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def refuse_unsupported_gpu() -> None:
@@ -588,10 +579,9 @@ def read_rows(source) -> list[dict]:
 
 def read_text(path: Path) -> str:
     """UTF-8（BOM つきも可）として読めなければ、Excel が使う CP932 とみなします。"""
-    try:
+    with contextlib.suppress(UnicodeDecodeError):
         return path.read_text("utf-8-sig")
-    except UnicodeDecodeError:
-        return path.read_text("cp932")
+    return path.read_text("cp932")
 
 
 def json_rows(path: Path) -> list[dict]:
@@ -727,11 +717,11 @@ def split_and_shuffle(pairs, config: Config) -> tuple:
 AUDIT = {
     "empty": ("error", "空の欄があります。行を除くか、内容を補ってください。"),
     "equal": ("error", "chosen と rejected が同じです（空白や全角・半角の違いは除く）。行を除いてください。"),
-    "no_room": ("error", "質問だけで {max_length} トークンを使い切ります。max_length を増やしてください。"),
+    "no_room": ("error", "質問だけで {max_length} トークンを使い切ります。max_length を増やすか、行を除いてください。"),
     "duplicate": ("warning", "同じペアが重なっています。dpo.repair(pairs) で一つにまとめられます。"),
     "contradiction": ("warning", "同じ質問で、chosen と rejected が逆の行があります。正しいほうを残してください。"),
     "leak": ("warning", "記号や空白のほかは同じ質問が学習用にもあり、成績が高く出ます。除いてください。"),
-    "unbalanced": ("warning", "一つの質問か概念に {largest} ペアあり、検証用が {unbalanced} ペアになります。"),
+    "unbalanced": ("warning", "検証用が {unbalanced} ペアです。{largest} ペアある質問か概念を、減らしてください。"),
     "prompt_in_answer": ("warning", "回答に質問の文がそのまま入っています。回答だけにしてください。"),
     "no_japanese": ("warning", "よい回答（chosen）に日本語の文字がありません。日本語のデータか確かめてください。"),
     "garbled": ("warning", "文字化けか制御文字があります。元のファイルの文字コードを確かめてください。"),
@@ -757,7 +747,7 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 
         keys = list(map(question_key, pairs["prompt"]))
         seen = {key for i, key in enumerate(keys) if i not in held_out}
         faults["leak"] = [i in held_out and key in seen for i, key in enumerate(keys)]
-        if len(pairs) >= 20 and not 0.5 <= len(held_out) / (eval_fraction * len(pairs)) <= 2:
+        if len(pairs) >= 20 and not 0.5 <= len(held_out) / even_share(len(pairs), eval_fraction) <= 2:
             facts |= {"unbalanced": len(held_out), "largest": max(Counter(pair_groups(pairs)).values())}
         facts |= rule_accuracies(pairs, held_out)
     found = []
@@ -833,13 +823,14 @@ def token_faults(pairs, tokenizer, max_length: int) -> tuple[dict, dict]:
     ids = [tokenize_pair(row, tokenizer) for row in rows]
     prompts = [len(prompt_tokens(row["prompt"], tokenizer)) for row in rows]
     lengths = [len(each["prompt_ids"]) + max(len(each["chosen_ids"]), len(each["rejected_ids"])) for each in ids]
+    most, no_room = np.quantile(lengths, 1 - MOST_CUT, method="higher"), np.array(prompts) >= max_length
     back = [tokenizer.decode(tokenizer(row["chosen"])["input_ids"], skip_special_tokens=True) for row in rows]
     return {
-        "no_room": [length >= max_length for length in prompts],
+        "no_room": no_room,
         "over_long": [length > max_length for length in lengths],
         "boundary": [len(each["prompt_ids"]) < length for each, length in zip(ids, prompts, strict=True)],
         "round_trip": [question_key(b) != question_key(row["chosen"]) for b, row in zip(back, rows, strict=True)],
-    }, {"max_length": max_length, "longest": max(lengths)}  # fmt: skip
+    }, {"max_length": max_length, "longest": max(lengths), "needed": max(most, *(lengths * no_room))}  # fmt: skip
 
 
 def finding_text(found: dict) -> str:
@@ -875,7 +866,7 @@ def tidy(text) -> str:
 
 # ======== モデル
 
-OFFLINE_TINY, TINY_POSITIONS = "offline-tiny", 256
+OFFLINE_TINY = "offline-tiny"
 
 
 def load_model(config: Config, show=None):
@@ -885,8 +876,6 @@ def load_model(config: Config, show=None):
     """
     refuse_unsupported_gpu()
     source = config.base_model if config.base_model != OFFLINE_TINY else config.folder / "base"
-    if config.base_model == OFFLINE_TINY and config.max_length > TINY_POSITIONS:
-        raise HelperError("range", name="max_length", value=config.max_length, least=16, most=TINY_POSITIONS)
     if config.base_model == OFFLINE_TINY and not source.is_dir():
         return build_tiny(config, show)
     tokenizer = load_tokenizer(source)
@@ -894,8 +883,7 @@ def load_model(config: Config, show=None):
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
     ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id")}
     model.generation_config = transformers.GenerationConfig(**ends)  # 繰り返しへの罰など、回答を変える設定を除く
-    limit = getattr(model.config, "max_position_embeddings", config.max_length)
-    if config.max_length > limit:
+    if config.max_length > (limit := getattr(model.config, "max_position_embeddings", math.inf)):
         raise HelperError("range", name="max_length", value=config.max_length, least=16, most=limit)
     return model.to(processes().device), tokenizer
 
@@ -906,20 +894,21 @@ def load_tokenizer(source):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.eos_token is None:
         raise HelperError("no_eos", name=source)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
 
 
 def fit_length(config: Config, pairs, report=print) -> Config:
-    """max_length が既定のままで、5 % を超えるペアの終わりが切れるなら、収まる値（モデルの上限まで）に延ばします。"""
+    """max_length が既定のままで足りなければ、ペアの 95 % とどの質問も収まる値（モデルの上限まで）に延ばします。"""
     if config.max_length != Config.max_length or config.base_model == OFFLINE_TINY:
         return config
     tokenizer = load_tokenizer(config.base_model)
     faults, facts = token_faults(pairs, tokenizer, config.max_length)
-    if sum(faults["over_long"]) <= MOST_CUT * len(pairs):
+    if sum(faults["over_long"]) <= MOST_CUT * len(pairs) and not any(faults["no_room"]):
         return config
-    longest = min(facts["longest"], tokenizer.model_max_length)
+    model = transformers.AutoConfig.from_pretrained(config.base_model, trust_remote_code=False).get_text_config()
+    limits = tokenizer.model_max_length, getattr(model, "max_position_embeddings", math.inf)
+    longest = int(min(facts["needed"], *limits))
     report(say("longer", longest=longest, usual=config.max_length))
     return replace(config, max_length=longest)
 
@@ -967,8 +956,9 @@ def build_tiny(config: Config, show=None):
     transformers.set_seed(config.data_seed)
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(  # 短い時間で覚えさせるので、ドロップアウトは 0
-        **ends, vocab_size=len(tokenizer), n_positions=TINY_POSITIONS, n_embd=192, n_layer=2, n_head=4, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh", name_or_path=f"{config.folder}/base",
+        **ends, vocab_size=len(tokenizer), n_positions=max(256, config.max_length), n_embd=192, n_layer=2, n_head=4,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
+        name_or_path=f"{config.folder}/base",
     ))  # fmt: skip
     starts = tokenizer([text["prompt"] for text in texts])["input_ids"]
     ids = tokenizer([text["prompt"] + text["completion"] + tokenizer.eos_token for text in texts])["input_ids"]
@@ -1028,10 +1018,11 @@ def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
         "output_dir": str(config.folder / "checkpoints" / phase), "run_name": config.folder.name, "seed": config.seed,
         "per_device_train_batch_size": batch_size,
         "gradient_accumulation_steps": rows // (batch_size * processes().num_processes),
-        "bf16": config.bf16, "fp16": False, "tf32": has_tf32() or None, "use_cpu": not on_gpu,
+        "bf16": config.bf16, "fp16": False, "tf32": describe_runtime()["tf32"] or None, "use_cpu": not on_gpu,
         "dataloader_pin_memory": on_gpu, "disable_tqdm": True,
         "report_to": config.report_to if phase == "dpo" else "none",
         "logging_steps": 1, "logging_nan_inf_filter": False,  # NaN を 0 と記録させない
+        "router_aux_loss_coef": 0.0,  # 混合エキスパートの割り振りの損失を、選好の損失に混ぜない
         "save_strategy": "steps", "save_steps": 50, "save_total_limit": 2,
     }  # fmt: skip
 
@@ -1052,9 +1043,8 @@ def dpo_args(config: Config, batch_size: int, num_pairs: int):
         **trainer_options(config, "dpo", batch_size), num_train_epochs=config.num_train_epochs,
         learning_rate=config.learning_rate,
         warmup_steps=int(0.1 * config.num_train_epochs * num_pairs / config.effective_batch_size),
-        max_grad_norm=config.max_grad_norm, max_length=config.max_length,
-        beta=config.beta, loss_type=[config.loss_type, "sft"],
-        loss_weights=[config.preference_weight, config.sft_weight], label_smoothing=config.label_smoothing,
+        max_grad_norm=config.max_grad_norm, max_length=config.max_length, beta=config.beta,
+        loss_type=[config.loss_type, "sft"], loss_weights=[config.preference_weight, config.sft_weight],
         precompute_ref_log_probs=True, precompute_ref_batch_size=8 * batch_size, train_sampling_strategy="sequential",
     )  # fmt: skip
 
@@ -1203,12 +1193,11 @@ def train(config: Config, pairs=None, base=None, callbacks=(), drive=None, repor
 
 def begin_run(config: Config, pairs, base, report, show) -> tuple:
     """データを点検してフォルダを自分のものにし、(LoRA を付けたモデル, トークナイザ) を返します。"""
-    count, gpus = processes().num_processes, torch.cuda.device_count()
+    count, rows = processes().num_processes, math.gcd(config.effective_batch_size, config.sft_batch_size)
     if config.report_to not in ("none", *(usable := transformers.integrations.get_available_reporting_integrations())):
         raise HelperError("tracker", name=config.report_to, names="、".join(("none", *usable)))
-    rows = config.effective_batch_size, config.sft_batch_size
-    if any(each % count for each in rows) or (count == 1 and gpus > 1):
-        raise HelperError("processes", gpus=gpus, count=count, batch="、".join(map(str, rows)))
+    if rows % count or (count > 1 and config.control) or (count == 1 and torch.cuda.device_count() > 1):
+        raise HelperError("processes", gpus=torch.cuda.device_count(), count=count, config=config)
     with processes().main_process_first():  # 並べたプロセスでは、0 番が先に作って保存する
         # 止めた学習のあとの base は、もう LoRA を含んでいるので、読み直す
         model, tokenizer = base if base and not hasattr(base[0], "peft_config") else load_model(config, show)
@@ -1237,8 +1226,7 @@ def fit_sft(train_phase, model, config: Config, report=print) -> None:
 
 def finish_run(config: Config, trainer, train_pairs, eval_pairs) -> Run:
     """学習を終えた DPOTrainer から、評価と保存に使う `Run` を作ります。"""
-    on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else on_cpu
+    memory = torch.cuda.max_memory_allocated() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     history, data = [row for row in trainer.state.log_history if "loss" in row], trainer.train_dataset
     sft, dpo = (sum(row["seconds"] for row in rows if "loss" in row)
                 for rows in (read_lines(config.folder / "sft" / "history.jsonl"), history))  # fmt: skip
@@ -1252,10 +1240,8 @@ def finish_run(config: Config, trainer, train_pairs, eval_pairs) -> Run:
 
 
 def recorder(config: Config, drive: Path | None = None, report=print, show=None):
-    """かかった秒数を記録し、チェックポイントに印を付け、3 分に一度まで Drive に写し、経過を見せます。
-
-    show は `live_picture` か `terminal_line` で、描くのにかける時間は 2 割までです。
-    """
+    """秒数を記録し、3 分に一度まで Drive に写し、show（`live_picture` か `terminal_line`）で見せる callback です。"""
+    there = drive and drive / f"{config.folder.name}.partial"
 
     class Recorder(transformers.TrainerCallback):
         def note(self, text):  # 図は描き直すたびに前の文を消すので、進み具合の下にも出し続ける
@@ -1267,7 +1253,7 @@ def recorder(config: Config, drive: Path | None = None, report=print, show=None)
             self.started = self.seen = time.perf_counter()
             self.copied, self.due, self.said, self.first = time.monotonic(), 0.0, [], state.global_step
             if state.is_world_process_zero:
-                keep_parts(config.folder, drive, [config.folder / "base", config.folder / "sft"], self.note)
+                keep_parts(there, [config.folder / "base", config.folder / "sft"], self.note)
 
         def on_log(self, args, state, control, **kwargs):
             row, before, self.seen = state.log_history[-1], self.seen, time.perf_counter()
@@ -1285,14 +1271,14 @@ def recorder(config: Config, drive: Path | None = None, report=print, show=None)
             for text in diagnose(rows, batch, state.max_steps) if "rewards/margins" in rows[-1] else []:
                 self.note(text)
             show("\n⚠ ".join([line, *self.said]), rows, batch, state.max_steps)
-            self.due = time.perf_counter() + max(0.5, 4 * (time.perf_counter() - self.seen))
+            self.due = time.perf_counter() + max(0.5, 4 * (time.perf_counter() - self.seen))  # 描く時間は、2 割まで
 
         def on_save(self, args, state, control, **kwargs):
             if state.is_world_process_zero:
                 checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 mark_done(checkpoint)
                 if time.monotonic() - self.copied >= 180 and checkpoint.parent.name == "dpo":
-                    keep_parts(config.folder, drive, [checkpoint], self.note)
+                    keep_parts(there, [checkpoint], self.note)
                     self.copied = time.monotonic()
 
     return Recorder()
@@ -1303,22 +1289,20 @@ def live_picture(text: str, history: list, batch_size: int, steps: int) -> None:
     from IPython.display import clear_output, display
 
     clear_output(wait=True)
-    display(history_figure(history, batch_size, steps))
+    display(plot_history(history, batch_size, steps))
     print(text)
 
 
 def terminal_line(text: str, history: list, batch_size: int, steps: int) -> None:
     """端末の 1 行に、進み具合を表示し直します。"""
-    end = "\n" if history[-1]["step"] == steps else "  "
-    print(f"\r{text.partition(chr(10))[0]}", end=end, file=sys.stderr, flush=True)
+    print(f"\r{text.partition(chr(10))[0]}  ", end="\n" * (history[-1]["step"] == steps), file=sys.stderr, flush=True)
 
 
 def progress_line(rows: list, batch_size: int, steps: int, seconds_left: float, phase: str) -> str:
     """1 行の進み具合です。phase は、チェックポイントのフォルダの名前（元のモデルでは空）です。"""
-    names = {"損失": "loss"}
-    if phase == "dpo":
-        names = {"損失": "loss/preference", "正解率": "rewards/accuracies", "マージン": "rewards/margins"}
-    values = "  ".join(f"{name} {recent(rows, key, batch_size):.2f}" for name, key in names.items())
+    keys = ("loss/preference", "rewards/accuracies", "rewards/margins") if phase == "dpo" else ("loss",)
+    named = zip(("損失", "正解率", "マージン"), keys, strict=False)
+    values = "  ".join(f"{name} {recent(rows, key, batch_size):.2f}" for name, key in named)
     return f"{phase.upper() or '元のモデル'} {rows[-1]['step']}/{steps}  {values}  残り {seconds_left:.0f} 秒"
 
 
@@ -1425,20 +1409,19 @@ def score_pairs(run: Run, pairs):
 
 
 def generate_responses(prompts, model, tokenizer, max_length: int = 128, sample=False) -> list[tuple[str, bool]]:
-    """各質問への回答を作り、(回答, EOS まで生成したか) のリストで返します。
-
-    貪欲法（確率の最も高いトークンを続ける）で、sample=True なら、温度 TEMPERATURE で引きます。
-    """
+    """各質問への (回答, EOS まで生成したか) のリストです。貪欲法か、sample なら温度 TEMPERATURE のサンプリングです。"""
     questions = [prompt_tokens(as_prompt(prompt), tokenizer) for prompt in prompts]
+    positions = getattr(model.config, "max_position_embeddings", math.inf)
+    max_length = min(max_length, positions)
     if (longest := max(map(len, questions))) >= max_length:
         raise HelperError("long_question", longest=longest, most=max_length)
     model.eval()
-    room = getattr(model.config, "max_position_embeddings", math.inf) - max_length  # 一緒に計算する質問の長さの差
+    room = 1 + min(64, positions - max_length)  # 一緒に計算する質問の長さの差
     order, answers = sorted(range(len(questions)), key=lambda i: len(questions[i])), {}
-    for _, group in groupby(order, lambda i: len(questions[i]) // (1 + max(0, min(64, room)))):
+    for _, group in groupby(order, lambda i: len(questions[i]) // room):
         group = list(group)
         make = partial(generate_batch, model, tokenizer, max_length, sample)
-        answers |= zip(group, in_batches(make, [questions[i] for i in group], lambda ids: 32), strict=True)
+        answers |= zip(group, in_batches(make, [questions[i] for i in group], lambda ids: max_length // 4), strict=True)
     return [answers[i] for i in range(len(questions))]
 
 
@@ -1496,13 +1479,14 @@ def answer_table(run: Run, samples: int = 4):
     """
     asked = run.eval_pairs.to_pandas().assign(group=pair_groups(run.eval_pairs)).drop_duplicates("prompt")
     table = pd.concat([asked.assign(sample=i) for i in range(samples + 1)], ignore_index=True)
-    known = {"concept", "facet"} <= set(table) and set(table["concept"]) <= set(read_knowledge())
-    questions = list(asked["prompt"]), list(asked["prompt"]) * samples
+    questions = {*product(read_knowledge(), FACET_NAMES)}
+    known = {"concept", "facet"} <= {*table} and {*zip(table["concept"], table["facet"], strict=True)} <= questions
+    prompts = list(asked["prompt"]), list(asked["prompt"]) * samples
     for which in MODELS:
         transformers.set_seed(run.config.seed)
         with with_adapter(run.model, which):
-            greedy, sampled = (generate_responses(asked, run.model, run.tokenizer, run.config.max_length, sample)
-                               for asked, sample in zip(questions, (False, True), strict=True))  # fmt: skip
+            greedy, sampled = (generate_responses(each, run.model, run.tokenizer, run.config.max_length, sample)
+                               for each, sample in zip(prompts, (False, True), strict=True))  # fmt: skip
         table[which], table[f"{which}_ended"] = zip(*greedy, *sampled, strict=True)
         table[f"{which}_chrf"] = list(map(chrf, table[which], table["chosen"]))
         rows = zip(table[which], table.to_dict("records"), strict=True) if known else []
@@ -1538,11 +1522,19 @@ def kind_of_answer(answer: str, row: dict) -> str:
 
 
 def answer_rates(table, which: str) -> dict:
-    """回答の性質です。near_chosen は chrF が 70 以上、flawed は欠点ごとの割合です（知識表にない概念では空）。"""
-    answers, near, kinds = table[which], table[f"{which}_chrf"], table[f"{which}_kind"].dropna()
-    rates = {"near_chosen": near >= 70, "chrf": near, "ended": table[f"{which}_ended"], "empty": answers == "",
-             "repeats": answers.map(repeats),
-             "readable": answers.map(is_readable) | ~table["chosen"].map(is_readable)}  # 日本語のデータだけで見る
+    """回答の性質の割合です。broken は、EOS まで生成しない、空、繰り返し、読めない、のどれかです。
+
+    知識表にない概念では、near_chosen は chrF が 70 以上、flawed（欠点ごとの割合）は空です。
+    """
+    answers, chosen, kinds = table[which], table["chosen"], table[f"{which}_kind"].dropna()
+    readable = [is_readable(text) if is_readable(good) else not GARBLED.search(text)  # 日本語ではないデータもある
+                for text, good in zip(answers, chosen, strict=True)]  # fmt: skip
+    rates = {"near_chosen": kinds == "near_chosen" if len(kinds) else table[f"{which}_chrf"] >= 70,
+             "chrf": table[f"{which}_chrf"], "ended": table[f"{which}_ended"], "empty": answers == "",
+             "repeats": answers.map(repeats) & ~chosen.map(repeats), "readable": pd.Series(readable, table.index)}
+    rates["broken"] = ~rates["ended"] | rates["empty"] | rates["repeats"] | ~rates["readable"]
+    if len(kinds):
+        rates["garbled"] = kinds == "garbled"
     flawed = {flaw: float((kinds == flaw).mean()) for flaw in FLAWS if len(kinds)}
     return {name: float(values.mean()) for name, values in rates.items()} | {"flawed": flawed}
 
@@ -1559,9 +1551,8 @@ def cluster_interval(values, groups, draws: int = 2000, seed: int = 0) -> list[f
 def evaluate_run(run: Run) -> dict:
     """検証用のペア（SFT にも DPO にも出なかった概念）で成績を出し、run の metrics・scores・answers に入れて返します。
 
-    eval_loss は選好の損失（論文の式 7）、accuracy_after は chosen の報酬が上の割合、logp_accuracy_* はモデルの対数確率
-    で chosen が上の割合、final_loss は最後の 1 割のステップ、peak_loss は最大の 50 ペアの平均、区間は概念ごとの
-    ブートストラップの 95 % 信頼区間です。
+    eval_loss は選好の損失（式 7）、accuracy_after は報酬が、logp_accuracy_* は対数確率が、chosen で上の割合、final_loss
+    は最後の 1 割のステップ、peak_loss は最大の 50 ペアの平均、区間は概念ごとのブートストラップの 95 % 信頼区間です。
     """
     if run.metrics:  # 保存した結果を読んだもの
         return run.metrics
@@ -1569,18 +1560,17 @@ def evaluate_run(run: Run) -> dict:
     held_out, seen = score_pairs(run, run.eval_pairs), score_pairs(run, run.train_pairs)
     run.scores = pd.concat([held_out.assign(split="eval"), seen.assign(split="train")], ignore_index=True)
     run.answers = answer_table(run)
-    greedy, sampled = (run.answers[(run.answers["sample"] > 0) == drawn] for drawn in (False, True))
+    greedy, drawn = (run.answers[(run.answers["sample"] > 0) == sampled] for sampled in (False, True))
     gains = greedy["dpo_chrf"] - greedy["base_chrf"]
-    worse = sampled["dpo_kind"].isin(FLAWS).astype(float) - sampled["sft_kind"].isin(FLAWS)
+    changes = {name: drawn["dpo_kind"].isin(kinds) * 1.0 - drawn["sft_kind"].isin(kinds)
+               for name, kinds in KIND_GROUPS.items()}  # fmt: skip
     lengths = [len(tokenize_pair(row, run.tokenizer)["chosen_ids"]) for row in run.eval_pairs]
     by_flaw = held_out.groupby("flaw")["correct"].agg(["mean", "size"]) if "flaw" in held_out else held_out[:0]
     columns = {
         "eval_loss": np.logaddexp(0, -held_out["margin"]), "accuracy_after": held_out["correct"],
         "accuracy_train": seen["correct"], "margin_after": held_out["margin"], "margin_size": held_out["margin"].abs(),
         "drift": (held_out["logp_dpo_chosen"] - held_out["logp_sft_chosen"]) / lengths,
-    }  # fmt: skip
-    for which in MODELS:
-        columns[f"logp_accuracy_{which}"] = held_out[f"logp_{which}_chosen"] > held_out[f"logp_{which}_rejected"]
+    } | {f"logp_accuracy_{m}": held_out[f"logp_{m}_chosen"] > held_out[f"logp_{m}_rejected"] for m in MODELS}
     losses = pd.Series([row["loss/preference"] for row in run.history])
     smooth = losses.rolling(math.ceil(50 / run.config.effective_batch_size), min_periods=1).mean()
     last = losses[-max(1, len(losses) // 10) :].mean()
@@ -1591,9 +1581,9 @@ def evaluate_run(run: Run) -> dict:
         "accuracy_by_flaw": {name: [float(mean), int(size)] for name, mean, size in by_flaw.itertuples()},
         "train_pairs": len(seen), "eval_pairs": len(held_out), "answers": {
             **{which: answer_rates(greedy, which) for which in MODELS}, "chrf_gain": float(gains.mean()),
-            "sampled": {which: answer_rates(sampled, which) for which in MODELS},
+            "sampled": {which: answer_rates(drawn, which) for which in MODELS},
             "chrf_gain_interval": cluster_interval(gains, greedy["group"]),
-            "flawed_change_interval": cluster_interval(worse, sampled["group"]),
+            **{f"{name}_change_interval": cluster_interval(each, drawn["group"]) for name, each in changes.items()},
         },
     }  # fmt: skip
     run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
@@ -1605,20 +1595,18 @@ def evaluate_run(run: Run) -> dict:
 def judge(metrics: dict) -> tuple[str, str]:
     """(判定, 理由) を返します。回答が壊れていないかを先に、次に、差の向きだけでなく大きさを見ます。
 
-    回答が壊れている: 半分より多くの回答が、EOS まで生成しない、空、繰り返し、読めない、のどれか。学習した: 検証の
-    損失が ln 2 より 0.05 以上小さく、区間がでたらめの値を含まず、欠点のある回答が SFT のあとより増えていない。ほとんど
-    変化していない: マージンの大きさの平均が 0.1 未満。過学習の疑い: 学習用のペアでは 75 % 以上正解する。
+    壊れている: 半分より多くが broken（`answer_rates`）。学習した: 損失が ln 2 より 0.05 以上小さく、区間がでたらめの値
+    を含まず、欠点が増えていない。ほとんど変化していない: マージンが 0.1 未満。過学習: 学習用では 75 % 以上正解。
     """
     (low, high), (_, loss_high) = metrics["accuracy_interval"], metrics["eval_loss_interval"]
-    answers = {"貪欲法": metrics["answers"]["dpo"], f"温度 {TEMPERATURE}": metrics["answers"]["sampled"]["dpo"]}
-    broken = {way: max(1 - rates["ended"], rates["empty"], rates["repeats"], 1 - rates["readable"])
-              for way, rates in answers.items()}  # fmt: skip
-    way = max(broken, key=broken.get)
+    ways = {"貪欲法": metrics["answers"], f"温度 {TEMPERATURE}": metrics["answers"]["sampled"]}
+    way = max(ways, key=lambda way: ways[way]["dpo"]["broken"])
+    rates, before = ways[way]["dpo"], ways[way]["sft"]["broken"] > 0.5
     learned = metrics["eval_loss"] <= math.log(2) - 0.05 and loss_high < math.log(2) and low > 0.5
     rules = (
         (not math.isfinite(metrics["eval_loss"] + metrics["margin_after"]), "効果を確認できない", "nan"),
         (metrics["steps"] < 20, "判断できない", "few_steps"),
-        (broken[way] > 0.5, "回答が壊れている", "broken"),
+        (rates["broken"] > 0.5, "回答が壊れている", "broken_before" if before else "broken"),
         (learned and metrics["answers"]["flawed_change_interval"][0] > 0, "効果を確認できない", "more_flaws"),
         (learned, "学習した", "learned"),
         (metrics["margin_size"] < 0.1, "ほとんど変化していない", "hardly_moved"),
@@ -1627,8 +1615,9 @@ def judge(metrics: dict) -> tuple[str, str]:
         (True, "効果を確認できない", "no_effect"),
     )
     verdict, name = next((verdict, name) for holds, verdict, name in rules if holds)
-    rose = say("peaked", **metrics) if metrics["peak_loss"] > 1.04 * metrics["first_loss"] else ""
-    return verdict, say(name, way=way, rates=answers[way], **metrics) + rose
+    names = [name, "peaked" * bool(metrics["peak_loss"] > 1.04 * metrics["first_loss"]),
+             "more_garbled" * (metrics["answers"]["garbled_change_interval"][0] > 0)]  # fmt: skip
+    return verdict, "".join(say(name, way=way, rates=rates, **metrics) for name in names if name)
 
 
 # ======== 表: ノートブックに出す日本語の表です。
@@ -1637,8 +1626,8 @@ COLUMN_NAMES = {
     "prompt": "質問", "chosen": "よい回答（chosen）", "rejected": "よくない回答（rejected）", "flaw": "欠点",
     "margin": "マージン", "setting": "設定", "eval_loss": "検証の選好の損失", "accuracy_after": "検証の正解率",
     "base": "元のモデル", "sft": "SFT のあと", "dpo": "DPO のあと", "flawed": "欠点のある割合",
-    "ended": "EOS まで生成した割合", "readable": "読める日本語", "empty": "空", "repeats": "繰り返し",
-    "chrf": "chosen との chrF", "near_chosen": "chrF 70 以上",
+    "ended": "EOS まで生成した割合", "readable": "読める文字", "empty": "空", "repeats": "繰り返し",
+    "chrf": "chosen との chrF", "near_chosen": "よい回答に近い", "garbled": "どの文とも違う", "broken": "壊れた回答",
 }  # fmt: skip
 
 
@@ -1668,19 +1657,12 @@ PANELS = {  # 図の題: (ログの名前, 点線の値の名前)。点線は、
     "Gap: chosen minus rejected": (["rewards/margins"], "no preference yet"),
     "Implicit rewards": (["rewards/chosen", "rewards/rejected"], "reference model"),
 }
-
-
 ANSWER_COLORS = {"near_chosen": "#4daf7c", "garbled": "#d9d9d9", "wrong_fact": "#9e4a9e", "vague": "#f2a33a",
                  "rude": "#d7301f", "cut_off": "#fddc6c", "other_facet": "#7a5c43", "other_concept": "#5b8fd1"}
 
 
-def plot_history(run: Run):
-    """DPO の経過の図を返します。"""
-    return history_figure(run.history, run.config.effective_batch_size, run.history[-1]["step"])
-
-
-def history_figure(history: list, batch_size: int, last_step: int):
-    """学習の経過の図です。薄い線は 1 ステップごと、濃い線は直近 50 ペアの平均です。DPO のほかは損失だけです。"""
+def plot_history(history: list, batch_size: int, last_step: int | None = None):
+    """学習の経過の図を返します。濃い線は直近 50 ペアの平均です。DPO のほかは損失だけです。"""
     table, window = pd.DataFrame(history).set_index("step"), math.ceil(50 / batch_size)
     panels = PANELS if "rewards/margins" in table else {"Loss per token": (["loss"], "start")}
     figure = figures.Figure(figsize=(10, 6) if len(panels) > 1 else (6, 3))
@@ -1693,7 +1675,7 @@ def history_figure(history: list, batch_size: int, last_step: int):
         for name, color, line in zip(names, ("C0", "C1"), ("-", "--"), strict=False):
             axis.plot(table[name], color=color, alpha=0.2, linewidth=0.8)
             axis.plot(table[name].rolling(window, min_periods=1).mean(), line, color=color, linewidth=2, label=name)
-        axis.set(title=title, xlim=(0, last_step))
+        axis.set(title=title, xlim=(0, last_step or history[-1]["step"]))
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
     return figure
@@ -1766,7 +1748,8 @@ def plot_sweep(results):
 
 def run_identity(config: Config, pairs) -> str:
     """結果を左右するもの（設定と、データの中身）のハッシュです。データは、名前ではなく中身で見分けます。"""
-    settings = asdict(replace(config.resolved(), output_dir="-", dataset=data_digest(config, pairs), report_to="none"))
+    config = replace(config.resolved(), dataset=data_digest(config, pairs), output_dir="-", report_to="none")
+    settings = asdict(replace(config, control=False))
     settings = {name: float(value) if type(value) is int else value for name, value in settings.items()}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
@@ -1775,7 +1758,7 @@ def data_digest(config: Config, pairs) -> str:
     """ペアの中身と、フォルダにある元のモデルの重みのハッシュです。重みは、大きさと、等間隔の 64 か所だけを読みます。"""
     columns = pairs.select_columns(sorted({*PAIR_COLUMNS, "concept"} & set(pairs.column_names)))
     digest = hashlib.sha256(json.dumps(columns.to_dict(), sort_keys=True).encode())
-    for path in sorted(Path(config.base_model).glob("*.safetensors")):
+    for path in sorted(path for kind in ("safetensors", "bin") for path in Path(config.base_model).glob(f"*.{kind}")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}".encode())
         with path.open("rb") as file:
@@ -1829,9 +1812,9 @@ def save_run(run: Run) -> Path:
         save_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in run.history))
         for name, table in (("pairs", run.scores), ("answers", run.answers)):
             save_text(folder / f"{name}.jsonl", table.to_json(orient="records", lines=True, force_ascii=False))
-        plot_history(run).savefig(folder / "history.png", dpi=120)
-        plot_answers(run).savefig(folder / "answers.png", dpi=120)
-        plot_margins(run).savefig(folder / "margins.png", dpi=120)
+        plot_history(run.history, run.config.effective_batch_size).savefig(folder / "history.png", dpi=120)
+        for name, plot in (("answers", plot_answers), ("margins", plot_margins)):
+            plot(run).savefig(folder / f"{name}.png", dpi=120)
         base = f"{folder}/base" if run.config.base_model == OFFLINE_TINY else run.config.base_model
         save_text(folder / "README.md", model_card(run, base, f"{folder}/adapter"))
         for name, values in (("environment", describe_runtime()), ("metrics", run.metrics)):
@@ -1856,20 +1839,18 @@ def load_run(folder) -> Run:
         columns = [name for name in (*PAIR_COLUMNS, *KEPT_COLUMNS) if name in scores]
         parts = [scores.loc[scores["split"] == side, columns].reset_index(drop=True) for side in ("train", "eval")]
         train_pairs, eval_pairs = map(datasets.Dataset.from_pandas, parts)
-        wanted = {*MODELS, "prompt", "dpo_kind"} <= set(answers) and "loss/preference" in history[0]
-        pairs = sum(metrics[name] for name in ("train_pairs", "eval_pairs") if name in metrics)
-        if not wanted or len(scores) != pairs:
+        whole = len(scores) == sum(metrics[name] for name in ("train_pairs", "eval_pairs") if name in metrics)
+        if not (whole and {*MODELS, "prompt", "dpo_kind"} <= set(answers) and "loss/preference" in history[0]):
             raise ValueError("answers.jsonl、history.jsonl、pairs.jsonl のどれかに、なければならないものがありません")
     return Run(config, model, tokenizer, train_pairs, eval_pairs, history, metrics, metrics, scores, answers)
 
 
 def model_card(run: Run, base: str, adapter: str) -> str:
     """モデルカードです。base と adapter は、元のモデルとアダプタを読むときの名前かパスです。"""
-    model, dataset = (name.replace("`", "") for name in (run.config.base_model, run.config.dataset))
     base, adapter = (json.dumps(name, ensure_ascii=False) for name in (base, adapter))  # YAML と Python の文字列
     form = CARD_FORMS["chat" if has_roles(run.tokenizer) else "plain"]
     read = say("tiny_read") if run.config.base_model == OFFLINE_TINY else ""
-    values = {"model": model, "dataset": dataset, "base": base, "adapter": adapter, "form": form, "read": read}
+    values = {"config": run.config, "base": base, "adapter": adapter, "form": form, "read": read}
     return MODEL_CARD.format(summary=summary_table(run.metrics), **values, **run.metrics)
 
 
@@ -1893,11 +1874,10 @@ def connect_drive() -> tuple[Path | None, str]:
     return folder, say("drive", folder=DRIVE_FOLDER)
 
 
-def keep_parts(folder: Path, drive: Path | None, parts: list[Path], report=print) -> None:
-    """途中の実行の parts を、Drive の `<実行の名前>.partial` にコピーします。チェックポイントは二つだけ残します。"""
-    if drive is None:
+def keep_parts(there: Path | None, parts: list[Path], report=print) -> None:
+    """parts のフォルダのうち、まだないものを、Drive の there にコピーします。チェックポイントは二つだけ残します。"""
+    if there is None:
         return
-    there = drive / f"{folder.name}.partial"
     try:
         there.mkdir(exist_ok=True)
         for part in parts:
@@ -1911,10 +1891,9 @@ def keep_parts(folder: Path, drive: Path | None, parts: list[Path], report=print
 
 def restore_run(config: Config, pairs, drive: Path | None) -> str:
     """同じ実行が Drive にあり、このマシンになければコピーし、どこから続けるかの文（初めからなら空文字）を返します。"""
-    folder, where = config.folder, "このマシン"
-    checkpoints = folder / "checkpoints" / "dpo"
+    folder, checkpoints = config.folder, config.folder / "checkpoints" / "dpo"
     if drive is not None and not folder.exists():
-        where, parts = "Google Drive ", drive / f"{folder.name}.partial"
+        parts = drive / f"{folder.name}.partial"
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             if is_done(drive / folder.name):
@@ -1928,9 +1907,9 @@ def restore_run(config: Config, pairs, drive: Path | None) -> str:
             shutil.rmtree(folder, ignore_errors=True)  # 写しかけを残すと、ほかの実行のフォルダに見える
             return say("drive_unread", reason=error)
     if (folder / "metrics.json").is_file():
-        return say("resume_finished", where=where)
+        return say("finished")
     step = f"{step_of(found)} ステップ目" if (found := last_checkpoint(checkpoints)) else "初め"
-    return say("resume", where=where, step=step) if (folder / "sft").is_dir() else ""
+    return say("resume", step=step) if (folder / "sft").is_dir() else ""
 
 
 def keep_run(folder: Path, drive: Path | None) -> tuple[Path | None, str]:
@@ -1952,7 +1931,7 @@ def push_run(run: Run, repository: str, private: bool = True) -> str:
     if run.config.base_model == OFFLINE_TINY:
         raise HelperError("tiny_hub")
     with explained("hub", name=repository):
-        api = huggingface_hub.HfApi()
+        api = hub.HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
         if private and not api.repo_info(repository).private:
             raise HelperError("public_hub", name=repository)
@@ -1964,16 +1943,15 @@ def push_run(run: Run, repository: str, private: bool = True) -> str:
 
 # ======== 比較（sweep）: 設定を変えた実行を並べます。元のモデルと SFT のあとのアダプタは使い回します。
 
-NOT_BEFORE_DPO = ("beta", "loss_type", "label_smoothing", "preference_weight", "sft_weight", "num_train_epochs",
-                  "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "report_to",
-                  "output_dir")  # fmt: skip
+NOT_BEFORE_DPO = ("beta", "loss_type", "preference_weight", "sft_weight", "num_train_epochs", "learning_rate",
+                  "per_device_train_batch_size", "gradient_accumulation_steps", "report_to", "control", "output_dir")
 
 
 def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results", report=print, drive=None):
     """grid の設定と seeds のすべての組を実行し、1 回につき 1 行の表（`pandas.DataFrame`）を返します。
 
-    grid は {項目: 値のリスト} か、{項目: 値} のリストです。表は folder/<name>.csv にも書き、もう一度呼ぶと、終わって
-    いないものだけを実行します。失敗した実行は、error の列に理由を残します。drive は、写しを置くフォルダです。
+    grid は {項目: 値かそのリスト} か、{項目: 値} のリストです。表は folder/<name>.csv にも書き、もう一度呼ぶと、終わっ
+    ていないものだけを実行します。失敗した実行は、error の列に理由を残します。drive は、写しを置くフォルダです。
     """
     folder, rows, runs = Path(folder), [], planned_runs(base_config, grid, seeds)
     varied = dict.fromkeys(key for settings, _ in runs for key in settings)
@@ -1993,9 +1971,8 @@ def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results"
 def planned_runs(base_config: Config, grid, seeds) -> list[tuple[dict, Config]]:
     """実行する順の、(変えた項目, 設定) のリストです。"""
     if isinstance(grid, dict):
-        if single := [name for name, values in grid.items() if not isinstance(values, (list, tuple))]:
-            raise HelperError("grid_value", names="、".join(single))
-        grid = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+        lists = [values if isinstance(values, (list, tuple)) else [values] for values in grid.values()]
+        grid = [dict(zip(grid, values, strict=True)) for values in product(*lists)]
     if any({"seed", "output_dir"} & set(varied) for varied in grid):
         raise HelperError("grid_seed")
     return [(varied, changed_config(base_config, varied | {"seed": seed}, "grid")) for varied in grid for seed in seeds]
@@ -2012,18 +1989,14 @@ def sweep_row(config: Config, folder: Path, drive, report) -> dict:
         if not is_finished(config, pairs):
             run_sharing(config, pairs)
             accelerate.utils.release_memory()  # 終わった実行のモデルを、次の前に手放す
-        if there and not is_done(there / config.folder.name):
-            try:
-                there.mkdir(exist_ok=True)
-                copy_folder(config.folder, there / config.folder.name)
-            except OSError as error:
-                report(say("drive_full", reason=error))
+        keep_parts(there, [config.folder], report)
         metrics = json.loads((config.folder / "metrics.json").read_text("utf-8"))
     except Exception as error:  # 何が起きても、残りの実行を続ける
         return {"error": str(error) if isinstance(error, HelperError) else reason_of(error), "folder": None}
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    flaws = pd.Series(metrics["answers"]["sampled"]["dpo"]["flawed"], dtype=float)  # 知識表にない概念では、空
-    answers = metrics["answers"]["dpo"] | {"flawed": flaws.sum(min_count=1)}
+    drawn = metrics["answers"]["sampled"]["dpo"]
+    flaws = pd.Series(drawn["flawed"], dtype=float)  # 知識表にない概念では、空
+    answers = drawn | {"chrf": metrics["answers"]["dpo"]["chrf"], "flawed": flaws.sum(min_count=1)}
     return {"error": None, "folder": config.output_dir, "verdict": metrics["verdict"], **numbers, **answers}
 
 
@@ -2044,12 +2017,13 @@ def setting_label(settings: dict) -> str:
 
 
 def held_out_values(folder) -> dict:
-    """終わった実行のフォルダの、検証の成績です: {指標: (値, グループ)}。flawed は、引いた回答の欠点の有無です。"""
+    """終わった実行のフォルダの、検証の成績です: {指標: (値, グループ)}。KIND_GROUPS のものは、引いた回答の種類です。"""
     pairs, answers = (pd.DataFrame(read_lines(Path(folder) / f"{name}.jsonl")) for name in ("pairs", "answers"))
     pairs, greedy, drawn = pairs.query("split == 'eval'"), answers.query("sample == 0"), answers.query("sample > 0")
-    flawed = drawn["dpo_kind"].isin(FLAWS).where(drawn["dpo_kind"].notna())  # 知識表にない概念では NaN
+    shares = {name: (drawn, drawn["dpo_kind"].isin(kinds).where(drawn["dpo_kind"].notna()))
+              for name, kinds in KIND_GROUPS.items()}  # fmt: skip
     values = {"eval_loss": (pairs, np.logaddexp(0, -pairs["margin"])), "accuracy_after": (pairs, pairs["correct"]),
-              "chrf": (greedy, greedy["dpo_chrf"]), "flawed": (drawn, flawed)}  # fmt: skip
+              "chrf": (greedy, greedy["dpo_chrf"]), **shares}  # 知識表にない概念では、種類は NaN
     return {name: (np.asarray(each, float), list(table["group"])) for name, (table, each) in values.items()}
 
 
@@ -2084,6 +2058,23 @@ def run_sharing(config: Config, pairs) -> None:
     run = train(config, pairs, report=str)  # 表示するのは、全体の進み具合だけ
     evaluate_run(run)
     save_run(run)
+
+
+def add_control(run: Run, pairs) -> str:
+    """選好の項だけを外した対照を、同じ SFT のあとから同じステップ数学習し、差（DPO あり − なし）の文を返します。
+
+    metrics.json に、対照の回答の成績（answers と answers.sampled の control）と、control_difference を足します。
+    """
+    folder = run.config.folder
+    config = replace(run.config, preference_weight=0.0, control=False, output_dir=f"{folder}_control")
+    run_sharing(config, pairs)
+    found = json.loads((config.folder / "metrics.json").read_text("utf-8"))["answers"]
+    answers, gains = run.metrics["answers"], compare_runs([folder], [config.folder])
+    answers["control"], answers["sampled"]["control"] = found["dpo"], found["sampled"]["dpo"]
+    run.metrics["control_difference"] = {name: gain for name, (gain, *_) in gains.items()} | {
+        f"{name}_interval": interval for name, (_, *interval) in gains.items()}  # fmt: skip
+    save_text(folder / "metrics.json", json.dumps(run.metrics, ensure_ascii=False, indent=2))
+    return "\n".join(say("gain", name=COLUMN_NAMES[name], gain=gain) for name, gain in gains.items())
 
 
 # ======== コマンドライン
@@ -2125,13 +2116,14 @@ def run_command(config: Config) -> None:
     if leads:
         print(runtime_text(describe_runtime()))
         print(f"モデル: {config.base_model}、データ: {config.dataset}（{len(pairs)} ペア）")
-    split_and_shuffle(pairs, config)  # 分けられないデータなら、モデルを作る前に断る
     run = train(config, pairs, report=print if leads else str, show=terminal_line)
     if leads:
         evaluate_run(run)
         save_run(run)
         print(f"\n{summary_table(run.metrics)}\n\n判定: {run.metrics['verdict']} — {run.metrics['verdict_reason']}")
         print(f"結果のフォルダ: {run.config.folder}（アダプタは adapter/、図は answers.png、history.png、margins.png）")
+        if config.control:
+            print(f"SFT だけの対照との差:\n{add_control(run, pairs)}")
 
 
 # ======== 文: 利用者への文、質問のしかたと、欠点のある回答の部品です。
@@ -2174,11 +2166,11 @@ MESSAGES = {
     "template": "このモデルのチャットテンプレートを、データに当てはめられません（{reason}）。データの発言の形を見直すか、別のモデルを指定してください。",
     "less_memory": "メモリが足りないので、マイクロバッチを {size} に減らし、{times} 回分の勾配をためて続けます。1 ステップで使うペアは変わりません。",
     "no_reference": "この版の TRL（{version}）は、参照モデルの対数確率を先に計算しません。`pip install --no-deps trl==1.16.0` で入れ直し、セッションを再起動してください。",
-    "no_memory": "メモリが足りません。gradient_checkpointing を True にするか、max_length か lora_r を小さくするか、より小さいモデルにしてください。",
+    "no_memory": "メモリが足りません。gradient_checkpointing を True にするか、lora_r を小さくするか、長いペアを除いて max_length を小さくするか、より小さいモデルにしてください。",
     "longer": "このモデルのトークナイザでは、質問と回答を合わせて {usual} トークンに収まらないペアが多いので、max_length を {longest} に延ばします。",
     "finished": "この設定の学習は終わっているので、保存した結果を使います。",
     "tracker": "report_to が {name!r} ですが、使えません（使えるもの: {names}）。そのパッケージを pip install で加えるか、none を指定してください。",
-    "processes": "GPU が {gpus} 個、プロセスが {count} 個、1 ステップのペアが {batch}（DPO と SFT）です。GPU が二つ以上なら accelerate launch で並べるか、環境変数 CUDA_VISIBLE_DEVICES=0 で一つだけ見せ、gradient_accumulation_steps と sft_batch_size をプロセスの数の倍数にしてください。",
+    "processes": "GPU が {gpus} 個、プロセスが {count} 個、1 ステップのペアが DPO で {config.effective_batch_size}、SFT で {config.sft_batch_size} です。GPU が二つ以上なら accelerate launch で並べるか、環境変数 CUDA_VISIBLE_DEVICES=0 で一つだけ見せ、gradient_accumulation_steps と sft_batch_size をプロセスの数の倍数にしてください。control は、一つのプロセスでだけ使えます。",
     "nan": "損失が NaN（数でない値）になりました。学習率か lora_alpha を半分にして、やり直してください。",
     "rising": "損失が初めの {first:.3f} より上がっています。lora_alpha か学習率を半分にしてください。",
     "flat": "損失が初めの {first:.3f} から下がりません。lora_alpha か学習率を 2 倍にしてください。",
@@ -2188,8 +2180,10 @@ MESSAGES = {
     "long_question": "質問が {longest} トークンあり、上限の {most} に達します。短くしてください。",
     "learned": "検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率は {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）です。でたらめに選んだときの 0.693 と 50 % より、はっきりよい値です。",
     "few_steps": "DPO は {steps} ステップしかなく、少なすぎて判断できません。ペアを増やすか、num_train_epochs を増やして、20 ステップ以上にしてください。",
-    "broken": "DPO のあとの回答（{way}）のうち、EOS まで生成したものは {rates[ended]:.0%}、空は {rates[empty]:.0%}、繰り返しは {rates[repeats]:.0%}、読める日本語は {rates[readable]:.0%} です。選び分けの成績によらず、このモデルは使えません。lora_alpha か学習率を半分にするか、sft_epochs を増やしてください。",
-    "more_flaws": "検証の正解率は {accuracy_after:.1%} ですが、欠点のある回答が SFT のあとより増えました（差の 95 % 信頼区間 {answers[flawed_change_interval][0]:+.1%}〜{answers[flawed_change_interval][1]:+.1%}）。",
+    "broken": "DPO のあとの回答（{way}）のうち {rates[broken]:.0%} が壊れています（EOS まで生成したものは {rates[ended]:.0%}、空は {rates[empty]:.0%}、繰り返しは {rates[repeats]:.0%}、読める文字は {rates[readable]:.0%}）。選び分けの成績によらず、このモデルは使えません。SFT のあとでは壊れていなかったので、lora_alpha か learning_rate を半分にしてください。",
+    "broken_before": "DPO のあとの回答（{way}）のうち {rates[broken]:.0%} が壊れています（EOS まで生成したものは {rates[ended]:.0%}、空は {rates[empty]:.0%}、繰り返しは {rates[repeats]:.0%}、読める文字は {rates[readable]:.0%}）。SFT のあとで、もう壊れています。sft_epochs を増やすか、日本語の得意なモデルにしてください。",
+    "more_flaws": "検証の正解率は {accuracy_after:.1%} ですが、欠点のある回答が、SFT のあとよりはっきり増えました（差の 95 % 信頼区間は {answers[flawed_change_interval][0]:+.1%}〜{answers[flawed_change_interval][1]:+.1%} ポイント）。",
+    "more_garbled": "知っているどの文とも違う回答（うろ覚えや作り話）は、SFT のあとの {answers[sampled][sft][garbled]:.0%} から {answers[sampled][dpo][garbled]:.0%} に、はっきり増えました。",
     "peaked": "選好の損失が、途中で {peak_loss:.3f} まで上がっています。lora_alpha か学習率を半分にしてください。",
     "hardly_moved": "検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}、マージンの大きさは平均 {margin_size:.3f} で、学習前の 0.693 と 0 からほとんど動いていません。正解率 {accuracy_after:.1%} は、わずかな差の向きだけで決まっています。",
     "overfitted": "学習用では {accuracy_train:.1%} 正解するのに、検証用の {eval_pairs} ペアでは、選好の損失 {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率 {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）です。",
@@ -2204,19 +2198,18 @@ MESSAGES = {
     "not_colab": "Colab ではないので、Google Drive は使いません。学習はこのまま進み、結果は一つの zip にまとめます。",
     "no_drive": "Google Drive に接続できませんでした（{reason}）。学習はこのまま進み、結果は一つの zip にまとめます。接続をやり直すには、このセルから下を実行し直してください。",
     "drive": "途中経過と結果を、「マイドライブ/{folder}」にも保存します。",
-    "drive_lost": "Google Drive に途中経過を保存できませんでした（{reason}）。学習は、このマシンで続けます。",
+    "drive_lost": "Google Drive に保存できませんでした（{reason}）。このマシンで続けます。",
     "drive_unread": "Google Drive を読めません（{reason}）。初めから学習します。",
     "drive_full": "Google Drive に保存できませんでした（{reason}）。",
     "kept": "Google Drive の {folder} にコピーし、大きさを確かめました。Google に送り終わるまで、さらに数分かかることがあります。",
     "zipped": "{path} にまとめました。Colab では、左のファイル一覧からダウンロードしてください。",
-    "resume_finished": "{where}に、終わった実行があります。保存した結果を使います。",
-    "resume": "{where}に、途中の実行があります。DPO の {step} から続けます。",
+    "resume": "途中の実行があります。DPO の {step} から続けます。",
     "tiny_hub": "offline-tiny は元のモデルが Hub にないので、アップロードできません。",
     "hub": "Hub の {name} にアップロードできませんでした（{reason}）。「ユーザー名/リポジトリ名」の形と、トークンの書き込み（write）の権限を確かめてください。Colab では、左の鍵の印でシークレット HF_TOKEN を作り、「ノートブックからのアクセス」をオンにします。結果は、結果のフォルダに残っています。",
     "public_hub": "Hub の {name} は公開のリポジトリです。別の名前にするか、hub_private のチェックを外してください。",
+    "gain": "{name}の差（DPO あり − なし）: {gain[0]:+.3f}（95 % 信頼区間 {gain[1]:+.3f}〜{gain[2]:+.3f}）",
     "sweep": "{at} {setting}、シード {seed}: {result}（残り約 {left:.0f} 秒）",
     "no_runs": "終わった実行がありません。最初の失敗の理由: {reason}",
-    "grid_value": "grid の {names} が一つの値です。[値, 値] のように、リストにしてください。",
     "grid_seed": "grid に seed か output_dir があります。シードは seeds、置き場は folder で渡してください。",
 }
 
@@ -2224,7 +2217,7 @@ MESSAGES = {
 SUMMARY = {
     "最初の選好の損失（sigmoid では ln 2 = 0.693 が正常）": "{first_loss:.3f}",
     "最後の選好の損失（最後の 1 割のステップの平均）": "{final_loss:.3f}",
-    "学習用、検証用のペアの数（検証用は、SFT にも DPO にも使わない概念）": "{train_pairs}、{eval_pairs}",
+    "学習用、検証用のペアの数（検証用は、SFT にも DPO にも使わない概念か質問）": "{train_pairs}、{eval_pairs}",
     "検証の選好の損失": "{eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）",
     "検証の正解率": "{accuracy_after:.1%}（95 % 信頼区間 {accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）",
     "学習用の正解率（検証との差が大きければ過学習）": "{accuracy_train:.1%}",
@@ -2232,7 +2225,7 @@ SUMMARY = {
     "参照モデルからの変化量（chosen、1 トークンあたりの nat）": "{drift:+.3f}",
     "検証で chosen のほうが対数確率の高い割合（元 → SFT → DPO）": "{logp_accuracy_base:.1%} → {logp_accuracy_sft:.1%} → {logp_accuracy_dpo:.1%}",
     "EOS まで生成した割合（元 → SFT → DPO）": "{answers[base][ended]:.1%} → {answers[sft][ended]:.1%} → {answers[dpo][ended]:.1%}",
-    "よい回答に近い回答、chrF 70 以上（元 → SFT → DPO）": "{answers[base][near_chosen]:.1%} → {answers[sft][near_chosen]:.1%} → {answers[dpo][near_chosen]:.1%}",
+    "よい回答に近い回答（元 → SFT → DPO）": "{answers[base][near_chosen]:.1%} → {answers[sft][near_chosen]:.1%} → {answers[dpo][near_chosen]:.1%}",
     "DPO の時間と速さ": "{train_seconds:.0f} 秒、{pairs_per_second:.1f} ペア/秒",
     "SFT、DPO、評価の時間": "{total_seconds:.0f} 秒",
     "メモリの最大値（GPU では PyTorch が割り当てた量）": "{peak_memory_gb:.2f} GB",
@@ -2251,7 +2244,7 @@ language: ja
 
 # DPO で調整したアダプタ
 
-`{model}` を、選好データ `{dataset}` の {train_pairs} ペアで調整した LoRA アダプタです。
+`{config.base_model}` を、選好データ `{config.dataset}` の {train_pairs} ペアで調整した LoRA アダプタです。
 
 **判定: {verdict}** — {verdict_reason}
 
@@ -2292,6 +2285,7 @@ FACETS = {
 # 欠点: 名前 → 表に出すときの呼び名。どの rejected にも、欠点が一つだけあります。
 FLAWS = {"other_concept": "別の概念の話", "other_facet": "聞かれていない観点", "wrong_fact": "事実の誤り",
          "vague": "中身がない", "rude": "失礼・投げやり", "cut_off": "途中で切れる"}  # fmt: skip
+KIND_GROUPS = {"near_chosen": ["near_chosen"], "garbled": ["garbled"], "flawed": [*FLAWS]}
 
 # 中身のない回答: 観点と、書き出しに続く述部。最後の行は、失礼な回答です。
 PHRASES = {

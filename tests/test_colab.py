@@ -154,7 +154,7 @@ def test_a_new_machine_goes_on_from_the_last_whole_checkpoint(small_config, tmp_
     assert adapter_difference(run.config.folder, whole.config.folder) < 1e-6
     assert dpo.keep_run(run.config.folder, copy)[0] and not (copy / name).exists()
     shutil.rmtree(run.config.folder)
-    assert "終わった実行があります" in dpo.restore_run(config, pairs, copy)
+    assert "終わっているので、保存した結果を使います" in dpo.restore_run(config, pairs, copy)
     assert dpo.train(config, pairs, drive=copy).metrics["verdict"] == run.metrics["verdict"]
 
 
@@ -164,7 +164,7 @@ def test_training_goes_on_when_drive_fails_and_says_so(failure, colab, small_con
     said, config = [], small_config()
     fail_at_the_third_file(monkeypatch, failure)
     assert dpo.train(config, report=said.append, drive=drive).history
-    assert any("途中経過を保存できませんでした" in text and "このマシンで続けます" in text for text in said)
+    assert any("Google Drive に保存できませんでした" in text and "このマシンで続けます" in text for text in said)
 
 
 # --- Hub に置く
@@ -220,7 +220,7 @@ def test_cards_without_kernels_are_named_and_tf32_follows_the_card(name, monkeyp
     capability, supported, tf32 = GPUS[name]
     for function, value in {
         "is_available": True, "get_device_capability": capability, "get_device_name": name,
-        "get_device_properties": types.SimpleNamespace(name=name, total_memory=15 * 2**30),
+        "get_device_properties": types.SimpleNamespace(name=name, total_memory=15 * 2**30, major=capability[0]),
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, function, lambda *args, value=value: value)
 

@@ -33,19 +33,23 @@ def test_the_verdict_asks_for_size_and_says_its_numbers(changes, verdict, said):
     assert found == verdict and said in reason
 
 
-def answers(change=(-0.1, -0.02), greedy=None, sampled=None):
-    """検証用の質問への回答の成績です。greedy と sampled で、一部の値を変えられます。"""
-    healthy = {"ended": 0.98, "empty": 0.0, "repeats": 0.02, "readable": 0.97}
-    return {"dpo": healthy | (greedy or {}), "sampled": {"dpo": healthy | (sampled or {})},
-            "flawed_change_interval": list(change)}  # fmt: skip
+def answers(flawed=(-0.1, -0.02), garbled=(-0.02, 0.03), greedy=None, sampled=None, before=0.1):
+    """検証用の質問への回答の成績です。greedy と sampled で一部の値を、before で SFT のあとの broken を変えられます。"""
+    healthy = {"broken": 0.05, "ended": 0.98, "empty": 0.0, "repeats": 0.02, "readable": 0.97, "garbled": 0.3}
+    first = healthy | {"broken": before, "garbled": 0.2}
+    return {"sft": first, "dpo": healthy | (greedy or {}), "flawed_change_interval": flawed,
+            "sampled": {"sft": first, "dpo": healthy | (sampled or {})}, "garbled_change_interval": garbled}
 
 
 @pytest.mark.parametrize(("found", "verdict", "said"), [
-    ({"greedy": {"ended": 0.4}}, "回答が壊れている", "貪欲法）のうち、EOS まで生成したものは 40%"),
-    ({"sampled": {"readable": 0.3}}, "回答が壊れている", "読める日本語は 30%"),
-    ({"sampled": {"repeats": 0.6}}, "回答が壊れている", "繰り返しは 60%"),
-    ({"greedy": {"empty": 0.7}}, "回答が壊れている", "空は 70%"),
-    ({"change": (0.01, 0.05)}, "効果を確認できない", "+1.0%〜+5.0%"), ({"change": (-0.01, 0.05)}, "学習した", "90.0%"),
+    ({"greedy": {"broken": 0.6, "ended": 0.4}}, "回答が壊れている", "貪欲法）のうち 60% が壊れています"),
+    ({"greedy": {"broken": 0.6, "ended": 0.4}}, "回答が壊れている", "EOS まで生成したものは 40%"),
+    ({"sampled": {"broken": 0.7, "readable": 0.3}}, "回答が壊れている", "読める文字は 30%"),
+    ({"sampled": {"broken": 0.6}}, "回答が壊れている", "learning_rate を半分に"),
+    ({"sampled": {"broken": 0.6}, "before": 0.7}, "回答が壊れている", "もう壊れています。sft_epochs を増やす"),
+    ({"flawed": (0.01, 0.05)}, "効果を確認できない", "+1.0%〜+5.0% ポイント"),
+    ({"flawed": (-0.01, 0.05)}, "学習した", "90.0%"),
+    ({"garbled": (0.01, 0.09)}, "学習した", "SFT のあとの 20% から 30% に、はっきり増えました"),
 ])  # fmt: skip
 def test_broken_or_worse_answers_are_never_called_learned(found, verdict, said):
     got, reason = dpo.judge(CHANCE | GOOD | {"answers": answers(**found)})
@@ -120,9 +124,8 @@ def test_a_run_that_ends_in_nan_is_recorded_and_named_as_it_is(small_config):
     assert loaded.metrics["verdict"] == "効果を確認できない" and "NaN" in loaded.metrics["verdict_reason"]
 
 
-@pytest.mark.parametrize("loss_type", ["hinge", "ipo", "robust", "apo_zero"])
+@pytest.mark.parametrize("loss_type", ["hinge", "ipo", "apo_zero"])
 def test_other_kinds_of_loss_train(loss_type, small_config):
-    smoothing = 0.1 if loss_type == "robust" else 0.0
-    run = dpo.train(small_config(num_pairs=24, sft_epochs=0.0, loss_type=loss_type, label_smoothing=smoothing))
+    run = dpo.train(small_config(num_pairs=24, sft_epochs=0.0, loss_type=loss_type))
     assert all(math.isfinite(row["loss/preference"]) for row in run.history)
     assert run.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-3)

@@ -50,7 +50,9 @@ def test_cluster_interval_covers_the_truth_as_often_as_it_says():
     assert 0.93 <= hits / 1000 <= 0.97
 
 
-FINE = {"ended": 1.0, "empty": 0.0, "repeats": 0.0, "readable": 1.0}
+FINE = {"broken": 0.0, "ended": 1.0, "empty": 0.0, "repeats": 0.0, "readable": 1.0}
+FINE_ANSWERS = {"sft": FINE, "dpo": FINE, "sampled": {"sft": FINE, "dpo": FINE},
+                "flawed_change_interval": [-0.1, 0.0], "garbled_change_interval": [-0.1, 0.1]}  # fmt: skip
 
 
 @pytest.mark.colab
@@ -64,7 +66,7 @@ def test_verdict_follows_its_stated_rules(loss, interval, train, size, expected)
     metrics = {"accuracy_interval": interval, "accuracy_train": train, "accuracy_after": 0.6, "eval_pairs": 150,
                "eval_loss": loss, "eval_loss_interval": (loss - 0.1, loss + 0.1), "margin_size": size,
                "final_loss": loss, "margin_after": 1.0, "steps": 213, "first_loss": 0.693, "peak_loss": 0.693,
-               "answers": {"dpo": FINE, "sampled": {"dpo": FINE}, "flawed_change_interval": [-0.1, 0.0]}}  # fmt: skip
+               "answers": FINE_ANSWERS}  # fmt: skip
     verdict, reason = dpo.judge(metrics)
     assert verdict == expected and reason.endswith("。") and ("150" in reason or math.isnan(loss))
 

@@ -126,18 +126,12 @@ def test_dialogpt_keeps_the_plain_form(small_base):
     assert whole == pair["prompt"] + pair["chosen"] + tokenizer.eos_token
 
 
-def test_the_tiny_model_says_its_longest_text_before_it_is_made(tmp_path):
-    with pytest.raises(dpo.HelperError, match="max_length が 257 です。16 以上 256 以下"):
-        dpo.load_model(dpo.Config(base_model="offline-tiny", max_length=257, output_dir=str(tmp_path / "out")))
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.colab
 def test_the_tiny_model_is_made_on_the_spot_and_its_loss_falls(tmp_path, monkeypatch, capsys):
     """時間を省くため、一部の文だけを読ませます。"""
     texts = dpo.base_texts(dpo.Config())[:160]
     monkeypatch.setattr(dpo, "base_texts", lambda config: texts)
-    config = dpo.Config(base_model="offline-tiny", output_dir=str(tmp_path))
+    config = dpo.Config(base_model="offline-tiny", max_length=300, output_dir=str(tmp_path))
     model, tokenizer = dpo.load_model(config, dpo.terminal_line)
     losses = [float(value) for value in re.findall(r"元のモデル \d+/40  損失 ([\d.]+)", capsys.readouterr().err)]
     assert len(losses) >= 2 and losses[-1] < losses[0] - 1

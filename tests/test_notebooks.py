@@ -70,7 +70,7 @@ def shown_object(notebook, cell_name, class_name, **names):
 
 @pytest.mark.colab
 def test_the_first_notebook_shows_the_objects_that_the_command_line_trains_with(small_config):
-    notebook, config = read(FIRST), small_config(sft_epochs=2.0, sft_weight=8.0, label_smoothing=0.1).resolved()
+    notebook, config = read(FIRST), small_config(sft_epochs=2.0, sft_weight=8.0).resolved()
     base, _ = dpo.load_model(config)
     names = {"config": config, "base": base, "batch_size": 2, "rows": range(300)}
     assert shown_object(notebook, "lora", "LoraConfig", **names).to_dict() == dpo.lora_config(config, base).to_dict()

@@ -1,9 +1,11 @@
 """設定を変えた実行を並べる sweep と、その図を確かめます。"""
 
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
+from conftest import arguments
 
 import dpo_helpers as dpo
 
@@ -90,7 +92,7 @@ def test_a_failed_run_keeps_its_reason_and_the_rest_goes_on(small_config, tmp_pa
 
 @pytest.mark.parametrize(("grid", "word"), [
     ({"betta": [0.1]}, "betta"), ({"beta": [0.1, -1.0]}, "beta が -1.0"), ({"seed": [1]}, "シードは seeds"),
-    ([{}, {"output_dir": "a"}], "置き場は folder"), ({"loss_type": "ipo"}, "リストに"), ({"beta": 0.1}, "リストに"),
+    ([{}, {"output_dir": "a"}], "置き場は folder"), ({"beta": "0.1"}, "beta が '0.1'"),
 ])  # fmt: skip
 def test_a_mistaken_grid_is_refused_before_the_first_run(grid, word, small_config, tmp_path):
     with pytest.raises(dpo.HelperError, match=word):
@@ -115,8 +117,11 @@ def test_finished_runs_come_back_from_drive_and_a_damaged_copy_is_made_again(sma
 
 
 def test_drive_that_went_away_does_not_stop_the_sweep(small_config, tmp_path):
-    table = dpo.sweep(small_config(), [{}], folder=tmp_path / "s", report=str, drive=tmp_path / "drive")
-    assert table["error"].isna().all() and not (tmp_path / "drive").exists()
+    said = []
+    away = tmp_path / "drive"
+    table = dpo.sweep(small_config(), {"beta": 0.1}, folder=tmp_path / "s", report=said.append, drive=away)
+    assert table["error"].isna().all() and table["beta"][0] == 0.1 and not away.exists()
+    assert any("Google Drive に保存できませんでした" in text for text in said)
 
 
 def test_records_sent_to_tensorboard_stay_in_the_folder(small_config, tmp_path):
@@ -146,7 +151,7 @@ def test_differences_between_runs_are_paired_by_pair_and_by_seed(swept, small_co
     """差は、それぞれの成績の差と同じで、同じ実行どうしなら、幅のない 0 です。検証のデータが違えば、比べません。"""
     _, folder, table, _ = swept
     found = dpo.compare_runs(table["folder"][2:], table["folder"][:2])
-    assert set(found) == {"eval_loss", "accuracy_after", "chrf", "flawed"}
+    assert set(found) == {"eval_loss", "accuracy_after", "chrf", *dpo.KIND_GROUPS}
     for name, (gain, low, high) in found.items():
         assert gain == pytest.approx(table[name][2:].mean() - table[name][:2].mean(), abs=1e-6) and low <= gain <= high
     same = dpo.compare_runs(table["folder"][:1], table["folder"][:1])
@@ -157,6 +162,25 @@ def test_differences_between_runs_are_paired_by_pair_and_by_seed(swept, small_co
     own = dpo.sweep(small_config(dataset=str(tmp_path / "own.csv"), sft_epochs=0.0), [{}], folder=tmp_path, report=str)
     assert own["flawed"].isna().all()
     assert set(dpo.compare_runs(own["folder"], own["folder"])) == {"eval_loss", "accuracy_after", "chrf"}
+
+
+def test_the_control_shares_the_sft_and_its_difference_stays_with_the_run(small_config, capsys):
+    """`--control` は、対照を隣のフォルダに学習し、差の文を見せて、metrics.json に残します。"""
+    config = small_config(control=True)
+    assert dpo.main(arguments(config)) == 0
+    shown, run = capsys.readouterr().out, dpo.load_run(config.folder)
+    control = dpo.load_run(f"{config.output_dir}_control")
+    assert control.config.preference_weight == 0 and (config.folder / SFT).read_bytes() == (
+        control.config.folder / SFT).read_bytes()  # fmt: skip
+    assert [len(each.history) for each in (run, control)] == [len(run.history)] * 2
+    assert run.metrics["answers"]["control"] == control.metrics["answers"]["dpo"]
+    assert run.metrics["answers"]["sampled"]["control"] == control.metrics["answers"]["sampled"]["dpo"]
+    difference, kept = dpo.compare_runs([config.folder], [control.config.folder]), run.metrics["control_difference"]
+    for name, (gain, *interval) in difference.items():
+        assert (kept[name], kept[f"{name}_interval"]) == (gain, interval)
+        assert f"{dpo.COLUMN_NAMES[name]}の差（DPO あり − なし）: {gain:+.3f}" in shown
+    assert {"flawed", "near_chosen_interval"} <= set(kept)
+    assert dpo.is_finished(replace(config, control=False), dpo.prepare_pairs(config))
 
 
 def test_the_figure_shows_the_mean_and_range_over_seeds_and_accuracy_for_other_losses(swept):

@@ -119,9 +119,9 @@ def test_run_folder_is_whole_and_has_every_promised_metric(small_run):
         "verdict", "verdict_reason",
     }  # fmt: skip
     assert saved["train_pairs"] + saved["eval_pairs"] == 60
-    intervals = {"chrf_gain_interval", "flawed_change_interval"}
+    intervals = {"chrf_gain_interval", *(f"{name}_change_interval" for name in dpo.KIND_GROUPS)}
     assert set(saved["answers"]) == {"base", "sft", "dpo", "sampled", "chrf_gain"} | intervals
-    rates = {"near_chosen", "chrf", "ended", "empty", "repeats", "readable", "flawed"}
+    rates = {"near_chosen", "chrf", "ended", "empty", "repeats", "readable", "broken", "garbled", "flawed"}
     for answers in (saved["answers"], saved["answers"]["sampled"]):
         assert all(set(answers[which]) == rates and set(answers[which]["flawed"]) == set(dpo.FLAWS)
                    for which in dpo.MODELS)  # fmt: skip

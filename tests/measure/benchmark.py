@@ -72,7 +72,8 @@ def train_literally(config: dpo.Config, model, tokenizer, pairs):
     args = DPOConfig(
         output_dir=config.output_dir, per_device_train_batch_size=1, gradient_accumulation_steps=4, learning_rate=5e-6,
         num_train_epochs=1, max_length=128, beta=config.beta, warmup_steps=0.1, seed=config.seed, logging_steps=1,
-        bf16=False, fp16=False, tf32=dpo.has_tf32() or None, use_cpu=not GPU, train_sampling_strategy="sequential",
+        bf16=False, fp16=False, tf32=dpo.describe_runtime()["tf32"] or None, use_cpu=not GPU,
+        train_sampling_strategy="sequential",
         dataloader_pin_memory=GPU, save_strategy="no", report_to="none", disable_tqdm=True,
     )  # fmt: skip
     trainer = DPOTrainer(model, args=args, train_dataset=pairs, processing_class=tokenizer)

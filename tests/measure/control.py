@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
@@ -35,17 +34,11 @@ def train_control(folder: Path, work: str) -> Path:
     return dpo.save_run(run)
 
 
-def answer_values(folder: Path) -> dict:
-    """`dpo.held_out_values` に、引いた回答がよい回答に近いか（near_chosen）を足したものです。"""
-    drawn = pd.DataFrame(dpo.read_lines(folder / "answers.jsonl")).query("sample > 0")
-    return dpo.held_out_values(folder) | {"near_chosen": ((drawn["dpo_chrf"] >= 70).to_numpy(float), [*drawn["group"]])}
-
-
 def main(*folders: str) -> None:
     found = {"seeds": [dpo.load_config(Path(folder) / "config.json").seed for folder in folders]}
     with tempfile.TemporaryDirectory() as work:
-        both = [(answer_values(Path(folder)), answer_values(train_control(Path(folder), work))) for folder in folders]
-    for name in ("flawed", "near_chosen", "chrf"):
+        both = [tuple(map(dpo.held_out_values, (folder, train_control(Path(folder), work)))) for folder in folders]
+    for name in (*dpo.KIND_GROUPS, "chrf"):
         gains = np.concatenate([dpo_[name][0] - control[name][0] for dpo_, control in both])
         groups = [f"{i}:{group}" for i, (dpo_, _) in enumerate(both) for group in dpo_[name][1]]
         values = [np.concatenate([each[side][name][0] for each in both]).mean() for side in (0, 1)]

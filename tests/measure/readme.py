@@ -41,10 +41,8 @@ def shown_answers(answers: pd.DataFrame) -> dict:
     better = flawed[flawed["dpo_kind"] == "near_chosen"]
     first = better.groupby("base_kind").head(1).index
     shown = greedy.loc[[*first, greedy["dpo_chrf"].idxmin()], ["prompt", "chosen", *dpo.MODELS]]
-    drawn = answers[answers["sample"] > 0]
-    garbled = {which: float((drawn[f"{which}_kind"] == "garbled").mean()) for which in dpo.MODELS}
     counts = {"asked": len(greedy), "flawed": len(flawed), "better": len(better),
-              "better_sft": int((flawed["sft_kind"] == "near_chosen").sum()), "garbled": garbled}  # fmt: skip
+              "better_sft": int((flawed["sft_kind"] == "near_chosen").sum())}  # fmt: skip
     return {"shown": shown.to_dict("records")} | counts
 
 
@@ -66,23 +64,24 @@ def answers_block() -> str:
 
 
 def result_block() -> str:
-    metrics, garbled = saved("offline_tiny_42"), saved("offline_tiny_42_answers")["garbled"]
+    metrics = saved("offline_tiny_42")
     shares = [f"{sum(metrics['answers']['sampled'][which]['flawed'].values()):.0%}" for which in dpo.MODELS]
+    garbled = [f"{metrics['answers']['sampled'][which]['garbled']:.0%}" for which in dpo.MODELS]
     return f"{dpo.summary_table(metrics)}\n\n判定: **{metrics['verdict']}**。" + (
         f"温度 {dpo.TEMPERATURE} で引いた回答のうち欠点のあるものは、元のモデルで {shares[0]}、"
         f"SFT のあとで {shares[1]}、DPO のあとで {shares[2]} です。どの文とも違う回答（うろ覚えや作り話）は、"
-        f"SFT のあとで {garbled['sft']:.0%}、DPO のあとで {garbled['dpo']:.0%} です。"
+        f"SFT のあとの {garbled[1]} から、DPO のあとの {garbled[2]} に増えました。"
     )
 
 
 def control_block() -> str:
     """SFT だけの対照との差（DPO あり − 対照）です（measure/control.py）。"""
-    names = {"flawed": ("欠点のある回答", 100, ".1f"), "near_chosen": ("よい回答に近い回答", 100, ".1f"),
-             "chrf": ("貪欲法の回答の chrF", 1, ".1f")}  # fmt: skip
+    names = {"flawed": ("欠点のある回答", 100), "near_chosen": ("よい回答に近い回答", 100),
+             "garbled": ("どの文とも違う回答", 100), "chrf": ("貪欲法の回答の chrF", 1)}  # fmt: skip
     found, texts = saved("control"), []
-    for key, (name, scale, form) in names.items():
-        gain, low, high = (f"{scale * value:+{form}}".replace("-", "−") for value in found[key]["difference"])
-        values = " → ".join(f"{scale * found[key][side]:{form}}" for side in ("control", "dpo"))
+    for key, (name, scale) in names.items():
+        gain, low, high = (f"{scale * value:+.1f}".replace("-", "−") for value in found[key]["difference"])
+        values = " → ".join(f"{scale * found[key][side]:.1f}" for side in ("control", "dpo"))
         texts.append(f"{name} {values}（差 {gain}、{low}〜{high}）")
     return "、".join(texts) + "。"
 
@@ -148,8 +147,8 @@ def seeds_block() -> str:
         ))  # fmt: skip
     return table(("シード", "選好の損失（最初 → 最後）", "検証の選好の損失", "検証の正解率",
                   "chosen の対数確率が上の割合（元 → SFT → DPO）", "chrF の変化（95 % 信頼区間）",
-                  f"欠点のある回答（温度 {dpo.TEMPERATURE}、元 → SFT → DPO）", "chrF 70 以上（貪欲法、元 → SFT → DPO）",
-                  "EOS まで生成した割合"), rows)  # fmt: skip
+                  f"欠点のある回答（温度 {dpo.TEMPERATURE}、元 → SFT → DPO）",
+                  "よい回答に近い回答（貪欲法、元 → SFT → DPO）", "EOS まで生成した割合"), rows)  # fmt: skip
 
 
 FILES = {

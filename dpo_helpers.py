@@ -187,13 +187,16 @@ def check_config(config: Config) -> None:
         raise HelperError("loss_type", value=config.loss_type, names="、".join(LOSS_TYPES))
 
 
+NOT_SETTINGS = ("identity", "data", "output_dir", "label_smoothing")  # 最後は、前の版の設定
+
+
 def load_config(path) -> Config:
     """設定のファイル（実行の config.json など）を Config にします。output_dir は既定の値です。"""
     with explained("config_file", path=path):
         settings = json.loads(Path(path).read_text("utf-8"))
         if not isinstance(settings, dict):
             raise ValueError("{ } の形ではありません")
-    settings = {name: value for name, value in settings.items() if name not in ("identity", "data", "output_dir")}
+    settings = {name: value for name, value in settings.items() if name not in NOT_SETTINGS}
     return changed_config(Config(), settings, f"設定のファイル {path}")
 
 
@@ -222,10 +225,11 @@ def save_whole(folder: Path, *savers) -> None:
     try:
         for saver in savers:
             saver(draft)
-        shutil.rmtree(folder, ignore_errors=True)
-        draft.rename(folder)
-    finally:
+    except BaseException:  # 止められたときも
         shutil.rmtree(draft, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -324,8 +328,7 @@ def describe_runtime() -> dict:
     return {  # 行列積に TF32 を使えるのは、Ampere から（T4 と V100 は違う）
         "device": "cuda" if gpu else "cpu", "gpu": gpu and gpu.name, "tf32": bool(gpu) and gpu.major >= 8,
         "gpu_memory_gb": gpu and round(gpu.total_memory / 2**30, 1), "cpu_cores": os.cpu_count(),
-        "python": sys.version.split()[0],
-    } | {name: version(name) for name in PACKAGES}  # fmt: skip
+    } | {"python": sys.version.split()[0], **{name: version(name) for name in PACKAGES}}  # fmt: skip
 
 
 def runtime_text(runtime: dict) -> str:
@@ -717,7 +720,7 @@ def split_and_shuffle(pairs, config: Config) -> tuple:
 AUDIT = {
     "empty": ("error", "空の欄があります。行を除くか、内容を補ってください。"),
     "equal": ("error", "chosen と rejected が同じです（空白や全角・半角の違いは除く）。行を除いてください。"),
-    "no_room": ("error", "質問だけで {max_length} トークンを使い切ります。max_length を増やすか、行を除いてください。"),
+    "no_room": ("error", "質問だけで {max_length} トークン以上です。max_length を増やすか、行を除いてください。"),
     "duplicate": ("warning", "同じペアが重なっています。dpo.repair(pairs) で一つにまとめられます。"),
     "contradiction": ("warning", "同じ質問で、chosen と rejected が逆の行があります。正しいほうを残してください。"),
     "leak": ("warning", "記号や空白のほかは同じ質問が学習用にもあり、成績が高く出ます。除いてください。"),
@@ -725,7 +728,7 @@ AUDIT = {
     "prompt_in_answer": ("warning", "回答に質問の文がそのまま入っています。回答だけにしてください。"),
     "no_japanese": ("warning", "よい回答（chosen）に日本語の文字がありません。日本語のデータか確かめてください。"),
     "garbled": ("warning", "文字化けか制御文字があります。元のファイルの文字コードを確かめてください。"),
-    "over_long": ("warning", "{max_length} トークンを超える分は捨てられます。max_length を {longest} にしてください。"),
+    "over_long": ("warning", "長すぎて後ろが切れます。max_length を {longest} にするか、長い行を除いてください。"),
     "boundary": ("warning", "質問と回答の境目をまたぐトークンがあります。回答の先頭に余分な空白や記号がありませんか。"),
     "round_trip": ("warning", "トークンに直して戻すと文字が変わります。このトークナイザでは表せない文です。"),
     "length_rule": ("info", "{longer}ほうを選ぶだけの規則の正解率は {length_rule:.0%} です。"),
@@ -903,12 +906,12 @@ def fit_length(config: Config, pairs, report=print) -> Config:
     if config.max_length != Config.max_length or config.base_model == OFFLINE_TINY:
         return config
     tokenizer = load_tokenizer(config.base_model)
-    faults, facts = token_faults(pairs, tokenizer, config.max_length)
-    if sum(faults["over_long"]) <= MOST_CUT * len(pairs) and not any(faults["no_room"]):
+    needed = token_faults(pairs, tokenizer, config.max_length)[1]["needed"]
+    with explained("model", name=config.base_model):
+        model = transformers.AutoConfig.from_pretrained(config.base_model, trust_remote_code=False).get_text_config()
+    longest = int(min(needed, tokenizer.model_max_length, getattr(model, "max_position_embeddings", math.inf)))
+    if longest <= config.max_length:
         return config
-    model = transformers.AutoConfig.from_pretrained(config.base_model, trust_remote_code=False).get_text_config()
-    limits = tokenizer.model_max_length, getattr(model, "max_position_embeddings", math.inf)
-    longest = int(min(facts["needed"], *limits))
     report(say("longer", longest=longest, usual=config.max_length))
     return replace(config, max_length=longest)
 
@@ -1031,9 +1034,8 @@ def sft_args(config: Config, batch_size: int, num_pairs: int):
     """SFT の引数（`trl.SFTConfig`）です。"""
     return trl.SFTConfig(
         **trainer_options(config, "sft", batch_size), num_train_epochs=config.sft_epochs,
-        learning_rate=config.sft_learning_rate,
+        learning_rate=config.sft_learning_rate, max_grad_norm=config.max_grad_norm, max_length=config.max_length,
         warmup_steps=int(0.1 * config.sft_epochs * num_pairs / config.sft_batch_size),  # 10 ステップ未満なら 0
-        max_grad_norm=config.max_grad_norm, max_length=config.max_length,
     )  # fmt: skip
 
 
@@ -1041,9 +1043,8 @@ def dpo_args(config: Config, batch_size: int, num_pairs: int):
     """DPO の引数（`trl.DPOConfig`）です。損失は、選好の損失とよい回答の SFT の損失の、重みを付けた和です。"""
     return trl.DPOConfig(
         **trainer_options(config, "dpo", batch_size), num_train_epochs=config.num_train_epochs,
-        learning_rate=config.learning_rate,
-        warmup_steps=int(0.1 * config.num_train_epochs * num_pairs / config.effective_batch_size),
-        max_grad_norm=config.max_grad_norm, max_length=config.max_length, beta=config.beta,
+        learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm, max_length=config.max_length,
+        warmup_steps=int(0.1 * config.num_train_epochs * num_pairs / config.effective_batch_size), beta=config.beta,
         loss_type=[config.loss_type, "sft"], loss_weights=[config.preference_weight, config.sft_weight],
         precompute_ref_log_probs=True, precompute_ref_batch_size=8 * batch_size, train_sampling_strategy="sequential",
     )  # fmt: skip
@@ -1308,8 +1309,7 @@ def progress_line(rows: list, batch_size: int, steps: int, seconds_left: float, 
 
 def recent(history: list, key: str, batch_size: int, pairs: int = 50) -> float:
     """最後の pairs ペアの平均です。1 ステップだけでは、正解率が 0 か 1 に近い値ばかりになるため、ならして見ます。"""
-    rows = [row[key] for row in history[-math.ceil(pairs / batch_size) :]]
-    return sum(rows) / len(rows)
+    return float(np.mean([row[key] for row in history[-math.ceil(pairs / batch_size) :]]))
 
 
 def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
@@ -1371,8 +1371,9 @@ def batch_logps(model, texts: list) -> list[float]:
         logits = model(input_ids=ids.clamp(min=0), **settings).logits[:, :-1].float()  # (B, T-first, V)
     targets, position = ids[:, first:], torch.arange(first, ids.shape[1], device=ids.device)
     targets = targets.masked_fill(position < starts[:, None], -1)
-    flat = logits.flatten(0, 1)  # (B·T, V)。(B, V, T) に並べ替えると、GPU では遅く、写しも一つ増える
-    losses = torch.nn.functional.cross_entropy(flat, targets.flatten(), ignore_index=-1, reduction="none")
+    # (B·T, V) で求める。(B, V, T) に並べ替えると、GPU では遅く、写しも一つ増える
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")  # fmt: skip
     return (-losses.view(targets.shape).sum(1)).tolist()
 
 
@@ -1418,8 +1419,7 @@ def generate_responses(prompts, model, tokenizer, max_length: int = 128, sample=
     model.eval()
     room = 1 + min(64, positions - max_length)  # 一緒に計算する質問の長さの差
     order, answers = sorted(range(len(questions)), key=lambda i: len(questions[i])), {}
-    for _, group in groupby(order, lambda i: len(questions[i]) // room):
-        group = list(group)
+    for group in [list(each) for _, each in groupby(order, lambda i: len(questions[i]) // room)]:
         make = partial(generate_batch, model, tokenizer, max_length, sample)
         answers |= zip(group, in_batches(make, [questions[i] for i in group], lambda ids: max_length // 4), strict=True)
     return [answers[i] for i in range(len(questions))]
@@ -1460,14 +1460,14 @@ def chrf(answer: str, reference: str, order: int = 6, beta: float = 2.0) -> floa
 
 
 def repeats(text: str) -> bool:
-    """同じ 2〜20 文字のまとまりが、三回以上続けて現れるかどうかです。"""
-    return re.search(r"(.{2,20}?)\1{2,}", text) is not None
+    """同じ 2〜60 文字のまとまり（空白のほかで始まる）が、三回以上続けて現れるかどうかです。"""
+    return re.search(r"(\S.{1,59}?)\1{2,}", text, re.DOTALL) is not None
 
 
 def is_readable(text: str) -> bool:
     """文字の 9 割以上が日本語か英数字・句読点で、3 割以上が日本語かどうかです（内容の正しさは見ません）。"""
     japanese = len(JAPANESE.findall(text)) + text.count("ー")
-    plain = japanese + len(re.findall(r"[ -~、。「」・（）！？]", text))
+    plain = japanese + len(re.findall(r"[\s!-~、。「」・（）！？]", text))
     return bool(text) and japanese >= 0.3 * len(text) and plain >= 0.9 * len(text)
 
 
@@ -1563,7 +1563,7 @@ def evaluate_run(run: Run) -> dict:
     greedy, drawn = (run.answers[(run.answers["sample"] > 0) == sampled] for sampled in (False, True))
     gains = greedy["dpo_chrf"] - greedy["base_chrf"]
     changes = {name: drawn["dpo_kind"].isin(kinds) * 1.0 - drawn["sft_kind"].isin(kinds)
-               for name, kinds in KIND_GROUPS.items()}  # fmt: skip
+               for name, kinds in KIND_GROUPS.items() if drawn["dpo_kind"].notna().all()}  # fmt: skip
     lengths = [len(tokenize_pair(row, run.tokenizer)["chosen_ids"]) for row in run.eval_pairs]
     by_flaw = held_out.groupby("flaw")["correct"].agg(["mean", "size"]) if "flaw" in held_out else held_out[:0]
     columns = {
@@ -1602,12 +1602,13 @@ def judge(metrics: dict) -> tuple[str, str]:
     ways = {"貪欲法": metrics["answers"], f"温度 {TEMPERATURE}": metrics["answers"]["sampled"]}
     way = max(ways, key=lambda way: ways[way]["dpo"]["broken"])
     rates, before = ways[way]["dpo"], ways[way]["sft"]["broken"] > 0.5
+    worse = {name: metrics["answers"].get(f"{name}_change_interval", [0])[0] > 0 for name in ("flawed", "garbled")}
     learned = metrics["eval_loss"] <= math.log(2) - 0.05 and loss_high < math.log(2) and low > 0.5
     rules = (
         (not math.isfinite(metrics["eval_loss"] + metrics["margin_after"]), "効果を確認できない", "nan"),
         (metrics["steps"] < 20, "判断できない", "few_steps"),
         (rates["broken"] > 0.5, "回答が壊れている", "broken_before" if before else "broken"),
-        (learned and metrics["answers"]["flawed_change_interval"][0] > 0, "効果を確認できない", "more_flaws"),
+        (learned and worse["flawed"], "効果を確認できない", "more_flaws"),
         (learned, "学習した", "learned"),
         (metrics["margin_size"] < 0.1, "ほとんど変化していない", "hardly_moved"),
         (high < 0.5, "効果を確認できない", "worse"),
@@ -1616,7 +1617,7 @@ def judge(metrics: dict) -> tuple[str, str]:
     )
     verdict, name = next((verdict, name) for holds, verdict, name in rules if holds)
     names = [name, "peaked" * bool(metrics["peak_loss"] > 1.04 * metrics["first_loss"]),
-             "more_garbled" * (metrics["answers"]["garbled_change_interval"][0] > 0)]  # fmt: skip
+             "more_garbled" * worse["garbled"]]  # fmt: skip
     return verdict, "".join(say(name, way=way, rates=rates, **metrics) for name in names if name)
 
 
@@ -1627,7 +1628,8 @@ COLUMN_NAMES = {
     "margin": "マージン", "setting": "設定", "eval_loss": "検証の選好の損失", "accuracy_after": "検証の正解率",
     "base": "元のモデル", "sft": "SFT のあと", "dpo": "DPO のあと", "flawed": "欠点のある割合",
     "ended": "EOS まで生成した割合", "readable": "読める文字", "empty": "空", "repeats": "繰り返し",
-    "chrf": "chosen との chrF", "near_chosen": "よい回答に近い", "garbled": "どの文とも違う", "broken": "壊れた回答",
+    "broken": "壊れた割合", "chrf": "chosen との chrF", "near_chosen": "よい回答に近い割合",
+    "garbled": "どの文とも違う割合",
 }  # fmt: skip
 
 
@@ -1883,7 +1885,7 @@ def keep_parts(there: Path | None, parts: list[Path], report=print) -> None:
         for part in parts:
             if part.is_dir() and not is_done(there / part.name):
                 copy_folder(part, there / part.name)
-        for old in sorted(there.glob("checkpoint-*[0-9]"), key=step_of)[:-2]:
+        for old in sorted(there.glob("checkpoint-*[0-9]"), key=step_of)[:-2] if there.suffix == ".partial" else []:
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         report(say("drive_lost", reason=error))
@@ -1899,10 +1901,10 @@ def restore_run(config: Config, pairs, drive: Path | None) -> str:
             if is_done(drive / folder.name):
                 copy_folder(drive / folder.name, folder)
             elif is_done(parts / "sft"):
+                claim_folder(config.resolved(), pairs)
                 checkpoints.mkdir(parents=True)
                 for part in filter(is_done, parts.iterdir()):
                     copy_folder(part, (checkpoints if part.name.startswith("checkpoint-") else folder) / part.name)
-                claim_folder(config.resolved(), pairs)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)  # 写しかけを残すと、ほかの実行のフォルダに見える
             return say("drive_unread", reason=error)
@@ -1995,8 +1997,8 @@ def sweep_row(config: Config, folder: Path, drive, report) -> dict:
         return {"error": str(error) if isinstance(error, HelperError) else reason_of(error), "folder": None}
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
     drawn = metrics["answers"]["sampled"]["dpo"]
-    flaws = pd.Series(drawn["flawed"], dtype=float)  # 知識表にない概念では、空
-    answers = drawn | {"chrf": metrics["answers"]["dpo"]["chrf"], "flawed": flaws.sum(min_count=1)}
+    flawed = sum(drawn["flawed"].values()) if drawn["flawed"] else None  # 知識表にない概念では、なし
+    answers = drawn | {"chrf": metrics["answers"]["dpo"]["chrf"], "flawed": flawed}
     return {"error": None, "folder": config.output_dir, "verdict": metrics["verdict"], **numbers, **answers}
 
 
@@ -2045,16 +2047,18 @@ def compare_runs(folders, baseline) -> dict[str, list[float]]:
 
 def run_sharing(config: Config, pairs) -> None:
     """1 回を最後まで実行して保存します。base と sft のフォルダは、同じになる終わった実行があれば写します。"""
-    claim_folder(config.resolved(), pairs)
+    if not is_finished(config, pairs):
+        claim_folder(config.resolved(), pairs)
     right = asdict(replace(config.resolved(), dataset=data_digest(config, pairs)))  # データは、名前ではなく中身で比べる
     matters = {"base": {"base_model", "data_seed", "eval_fraction"}, "sft": {*right} - {*NOT_BEFORE_DPO}}
     for path in sorted(config.folder.parent.glob("*/metrics.json")):
         saved = path.with_name("config.json")
-        left = asdict(replace(load_config(saved).resolved(), dataset=json.loads(saved.read_text("utf-8"))["data"]))
-        different = {name for name in left if left[name] != right[name]}
-        for part, names in matters.items():
-            if not different & names and (path.parent / part).is_dir() and not (config.folder / part).is_dir():
-                copy_folder(path.parent / part, config.folder / part)
+        with contextlib.suppress(HelperError, KeyError, OSError):  # 隣のフォルダは、ほかの人のものかもしれない
+            left = asdict(replace(load_config(saved).resolved(), dataset=json.loads(saved.read_text("utf-8"))["data"]))
+            different = {name for name in left if left[name] != right[name]}
+            for part, names in matters.items():
+                if not different & names and (path.parent / part).is_dir() and not (config.folder / part).is_dir():
+                    copy_folder(path.parent / part, config.folder / part)
     run = train(config, pairs, report=str)  # 表示するのは、全体の進み具合だけ
     evaluate_run(run)
     save_run(run)
@@ -2167,7 +2171,7 @@ MESSAGES = {
     "less_memory": "メモリが足りないので、マイクロバッチを {size} に減らし、{times} 回分の勾配をためて続けます。1 ステップで使うペアは変わりません。",
     "no_reference": "この版の TRL（{version}）は、参照モデルの対数確率を先に計算しません。`pip install --no-deps trl==1.16.0` で入れ直し、セッションを再起動してください。",
     "no_memory": "メモリが足りません。gradient_checkpointing を True にするか、lora_r を小さくするか、長いペアを除いて max_length を小さくするか、より小さいモデルにしてください。",
-    "longer": "このモデルのトークナイザでは、質問と回答を合わせて {usual} トークンに収まらないペアが多いので、max_length を {longest} に延ばします。",
+    "longer": "このモデルのトークナイザでは、質問と回答を合わせて {usual} トークンに収まらないペアがあるので、max_length を {longest} に延ばします。",
     "finished": "この設定の学習は終わっているので、保存した結果を使います。",
     "tracker": "report_to が {name!r} ですが、使えません（使えるもの: {names}）。そのパッケージを pip install で加えるか、none を指定してください。",
     "processes": "GPU が {gpus} 個、プロセスが {count} 個、1 ステップのペアが DPO で {config.effective_batch_size}、SFT で {config.sft_batch_size} です。GPU が二つ以上なら accelerate launch で並べるか、環境変数 CUDA_VISIBLE_DEVICES=0 で一つだけ見せ、gradient_accumulation_steps と sft_batch_size をプロセスの数の倍数にしてください。control は、一つのプロセスでだけ使えます。",
@@ -2181,8 +2185,8 @@ MESSAGES = {
     "learned": "検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率は {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）です。でたらめに選んだときの 0.693 と 50 % より、はっきりよい値です。",
     "few_steps": "DPO は {steps} ステップしかなく、少なすぎて判断できません。ペアを増やすか、num_train_epochs を増やして、20 ステップ以上にしてください。",
     "broken": "DPO のあとの回答（{way}）のうち {rates[broken]:.0%} が壊れています（EOS まで生成したものは {rates[ended]:.0%}、空は {rates[empty]:.0%}、繰り返しは {rates[repeats]:.0%}、読める文字は {rates[readable]:.0%}）。選び分けの成績によらず、このモデルは使えません。SFT のあとでは壊れていなかったので、lora_alpha か learning_rate を半分にしてください。",
-    "broken_before": "DPO のあとの回答（{way}）のうち {rates[broken]:.0%} が壊れています（EOS まで生成したものは {rates[ended]:.0%}、空は {rates[empty]:.0%}、繰り返しは {rates[repeats]:.0%}、読める文字は {rates[readable]:.0%}）。SFT のあとで、もう壊れています。sft_epochs を増やすか、日本語の得意なモデルにしてください。",
-    "more_flaws": "検証の正解率は {accuracy_after:.1%} ですが、欠点のある回答が、SFT のあとよりはっきり増えました（差の 95 % 信頼区間は {answers[flawed_change_interval][0]:+.1%}〜{answers[flawed_change_interval][1]:+.1%} ポイント）。",
+    "broken_before": "DPO のあとの回答（{way}）のうち {rates[broken]:.0%} が壊れています（EOS まで生成したものは {rates[ended]:.0%}、空は {rates[empty]:.0%}、繰り返しは {rates[repeats]:.0%}、読める文字は {rates[readable]:.0%}）。SFT のあとで、もう壊れています。EOS まで生成しないだけなら max_length を、ほかなら sft_epochs を増やすか、日本語の得意なモデルにしてください。",
+    "more_flaws": "検証の正解率は {accuracy_after:.1%} ですが、欠点のある回答が、SFT のあとよりはっきり増えました（差の 95 % 信頼区間は {answers[flawed_change_interval][0]:+.1%}〜{answers[flawed_change_interval][1]:+.1%} ポイント）。lora_alpha か learning_rate を半分にするか、sft_weight を増やしてください。",
     "more_garbled": "知っているどの文とも違う回答（うろ覚えや作り話）は、SFT のあとの {answers[sampled][sft][garbled]:.0%} から {answers[sampled][dpo][garbled]:.0%} に、はっきり増えました。",
     "peaked": "選好の損失が、途中で {peak_loss:.3f} まで上がっています。lora_alpha か学習率を半分にしてください。",
     "hardly_moved": "検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}、マージンの大きさは平均 {margin_size:.3f} で、学習前の 0.693 と 0 からほとんど動いていません。正解率 {accuracy_after:.1%} は、わずかな差の向きだけで決まっています。",
@@ -2207,7 +2211,7 @@ MESSAGES = {
     "tiny_hub": "offline-tiny は元のモデルが Hub にないので、アップロードできません。",
     "hub": "Hub の {name} にアップロードできませんでした（{reason}）。「ユーザー名/リポジトリ名」の形と、トークンの書き込み（write）の権限を確かめてください。Colab では、左の鍵の印でシークレット HF_TOKEN を作り、「ノートブックからのアクセス」をオンにします。結果は、結果のフォルダに残っています。",
     "public_hub": "Hub の {name} は公開のリポジトリです。別の名前にするか、hub_private のチェックを外してください。",
-    "gain": "{name}の差（DPO あり − なし）: {gain[0]:+.3f}（95 % 信頼区間 {gain[1]:+.3f}〜{gain[2]:+.3f}）",
+    "gain": "「{name}」の差（DPO あり − なし）: {gain[0]:+.3f}（95 % 信頼区間 {gain[1]:+.3f}〜{gain[2]:+.3f}）",
     "sweep": "{at} {setting}、シード {seed}: {result}（残り約 {left:.0f} 秒）",
     "no_runs": "終わった実行がありません。最初の失敗の理由: {reason}",
     "grid_seed": "grid に seed か output_dir があります。シードは seeds、置き場は folder で渡してください。",
@@ -2222,7 +2226,7 @@ SUMMARY = {
     "検証の正解率": "{accuracy_after:.1%}（95 % 信頼区間 {accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）",
     "学習用の正解率（検証との差が大きければ過学習）": "{accuracy_train:.1%}",
     "検証のマージンの平均": "{margin_after:.2f}",
-    "参照モデルからの変化量（chosen、1 トークンあたりの nat）": "{drift:+.3f}",
+    "参照モデルからの変化量（chosen の、1 トークンあたりの対数確率の差）": "{drift:+.3f}",
     "検証で chosen のほうが対数確率の高い割合（元 → SFT → DPO）": "{logp_accuracy_base:.1%} → {logp_accuracy_sft:.1%} → {logp_accuracy_dpo:.1%}",
     "EOS まで生成した割合（元 → SFT → DPO）": "{answers[base][ended]:.1%} → {answers[sft][ended]:.1%} → {answers[dpo][ended]:.1%}",
     "よい回答に近い回答（元 → SFT → DPO）": "{answers[base][near_chosen]:.1%} → {answers[sft][near_chosen]:.1%} → {answers[dpo][near_chosen]:.1%}",

@@ -23,6 +23,11 @@ def keeps_the_promises(found):
     assert near[1] >= near[0] + 0.28 and found["answers"]["chrf_gain_interval"][0] > 12
     base, sft, dpo_ = (sum(found["answers"]["sampled"][which]["flawed"].values()) for which in dpo.MODELS)
     assert base >= 0.60 and sft < base / 3 and dpo_ < sft * 2 / 3
+    for name in dpo.KIND_GROUPS:  # SFT のあとからの変化は、二つの割合の差
+        before, after = (found["answers"]["sampled"][which][name] for which in ("sft", "dpo"))
+        low, high = found["answers"][f"{name}_change_interval"]
+        assert low <= (after - before if name != "flawed" else dpo_ - sft) <= high
+    assert found["answers"]["garbled_change_interval"][0] > -0.01  # 減った欠点は、よい回答ではなく作り話に変わる
     after = found["answers"]["sampled"]["dpo"]
     assert after["ended"] >= 0.97 and after["empty"] == found["answers"]["dpo"]["empty"] == 0
 

@@ -111,7 +111,7 @@ def test_too_many_cut_pairs_stop_the_run_or_lengthen_the_default(small_base, sma
     long = [{"prompt": f"{i} 番は？", "chosen": f"{i} です。" * (1 if i % 4 else 13), "rejected": "さあ。"}
             for i in range(40)]  # fmt: skip
     pairs = dpo.load_pairs(long)
-    with pytest.raises(dpo.HelperError, match="max_length を [0-9]+ にしてください"):
+    with pytest.raises(dpo.HelperError, match="max_length を [0-9]+ にするか"):
         dpo.train(small_config(max_length=40), long)
     plain = dpo.Config(base_model=str(small_base))
     assert dpo.fit_length(plain, dpo.load_pairs(FIVE)) == plain and not capsys.readouterr().out
@@ -173,7 +173,8 @@ ENGLISH = "Overfitting means memorising the training data."
     ("ははははははは", "過学習です。", {"repeats"}), ("I don't know.", "過学習です。", {"unreadable"}),
     (ENGLISH, ENGLISH, set()), ("Over\ufffd\ufffdfitting", ENGLISH, {"unreadable"}), ("", ENGLISH, {"empty"}),
     ("        return 1000000", "        return 1000000", set()),
-    ("了解です。" * 4, "はい、わかりました。", {"repeats"}),
+    ("了解です。" * 4, "はい、わかりました。", {"repeats"}), ("了解です。\n" * 5, "はい。", {"repeats"}),
+    ("これは、とても長い文なのに、いつまでも終わらずに続く回答です。" * 3, "はい。", {"repeats"}),
 ])  # fmt: skip
 def test_an_answer_is_broken_by_what_the_chosen_one_is_not(answer, chosen, wrong):
     table = dpo.pd.DataFrame({"chosen": [chosen], "dpo": [answer], "dpo_ended": [True], "dpo_chrf": [0.0],

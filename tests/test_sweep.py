@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from conftest import arguments
+from conftest import arguments, finish
 
 import dpo_helpers as dpo
 
 GRID = {"beta": [0.1, 0.5], "learning_rate": [5e-6, 2e-5]}
-SFT = "sft/adapter_model.safetensors"
+SFT, LOG = "sft/adapter_model.safetensors", "sft/history.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,7 @@ def test_every_combination_has_its_row_and_the_table_is_saved(swept):
 def test_a_row_equals_a_single_run_and_the_sft_is_trained_once(swept, small_config):
     """DPO の設定だけが違う四つは、SFT のあとのアダプタを共有します。結果は、一つだけ実行したときと同じです。"""
     table = swept[2]
-    sft = [(dpo.Path(folder) / SFT).read_bytes() for folder in table["folder"]]
-    assert len(set(sft)) == 1
+    assert len({(dpo.Path(folder) / LOG).read_bytes() for folder in table["folder"]}) == 1  # 秒数まで同じ
     single = dpo.train(small_config(beta=0.5, learning_rate=2e-5))
     metrics = dpo.evaluate_run(single)
     for name in ("final_loss", "eval_loss", "accuracy_after", "margin_after", "drift"):
@@ -161,6 +160,8 @@ def test_differences_between_runs_are_paired_by_pair_and_by_seed(swept, small_co
     dpo.build_pairs(40).select_columns(["prompt", "chosen", "rejected"]).to_csv(tmp_path / "own.csv")  # 概念の列がない
     own = dpo.sweep(small_config(dataset=str(tmp_path / "own.csv"), sft_epochs=0.0), [{}], folder=tmp_path, report=str)
     assert own["flawed"].isna().all()
+    kept = (dpo.Path(own["folder"][0]) / "metrics.json").read_text("utf-8")
+    assert "change_interval" not in kept and "garbled" not in kept and "NaN" not in kept  # 測っていない数は、書かない
     assert set(dpo.compare_runs(own["folder"], own["folder"])) == {"eval_loss", "accuracy_after", "chrf"}
 
 
@@ -170,17 +171,51 @@ def test_the_control_shares_the_sft_and_its_difference_stays_with_the_run(small_
     assert dpo.main(arguments(config)) == 0
     shown, run = capsys.readouterr().out, dpo.load_run(config.folder)
     control = dpo.load_run(f"{config.output_dir}_control")
-    assert control.config.preference_weight == 0 and (config.folder / SFT).read_bytes() == (
-        control.config.folder / SFT).read_bytes()  # fmt: skip
+    assert control.config.preference_weight == 0
+    assert (config.folder / LOG).read_bytes() == (control.config.folder / LOG).read_bytes()  # SFT は、秒数まで同じ
     assert [len(each.history) for each in (run, control)] == [len(run.history)] * 2
     assert run.metrics["answers"]["control"] == control.metrics["answers"]["dpo"]
     assert run.metrics["answers"]["sampled"]["control"] == control.metrics["answers"]["sampled"]["dpo"]
     difference, kept = dpo.compare_runs([config.folder], [control.config.folder]), run.metrics["control_difference"]
     for name, (gain, *interval) in difference.items():
         assert (kept[name], kept[f"{name}_interval"]) == (gain, interval)
-        assert f"{dpo.COLUMN_NAMES[name]}の差（DPO あり − なし）: {gain:+.3f}" in shown
+        assert f"「{dpo.COLUMN_NAMES[name]}」の差（DPO あり − なし）: {gain:+.3f}" in shown
     assert {"flawed", "near_chosen_interval"} <= set(kept)
-    assert dpo.is_finished(replace(config, control=False), dpo.prepare_pairs(config))
+    pairs = dpo.prepare_pairs(config)
+    assert dpo.is_finished(replace(config, control=False), pairs)
+    shutil.rmtree(config.folder)  # 別の設定でやり直しても、前の設定の対照とは比べない
+    again = finish(replace(config, beta=0.1))
+    with pytest.raises(dpo.HelperError, match="設定かデータの違う実行"):
+        dpo.add_control(again, pairs)
+
+
+def test_neighbours_that_are_not_ours_do_not_stop_a_sweep(small_config, tmp_path):
+    for name, text in (("bare", None), ("other", '{"unknown": 1}'), ("list", "[]"), ("ours", '{"beta": 0.5}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text("{}")
+        if text:
+            (tmp_path / name / "config.json").write_text(text)
+    assert dpo.sweep(small_config(sft_epochs=0.0), [{}], folder=tmp_path, report=str)["error"].isna().all()
+
+
+def write_run(folder, kinds):
+    """検証の成績だけの、実行のフォルダです。kinds は、概念 A と B の二問ずつの、引いた回答の種類です。"""
+    folder.mkdir()
+    pairs = [{"split": "eval", "margin": 1.0, "correct": True, "group": group} for group in "AABB"]
+    answers = [{"sample": i, "dpo_kind": kind, "dpo_chrf": 50.0, "group": group}
+               for i in (0, 1) for kind, group in zip(kinds, "AABB", strict=True)]  # fmt: skip
+    for name, rows in (("pairs", pairs), ("answers", answers)):
+        pd.DataFrame(rows).to_json(folder / f"{name}.jsonl", orient="records", lines=True)
+    return folder
+
+
+def test_the_kinds_of_answers_are_compared_one_by_one(tmp_path):
+    """概念ごとの差がそろっていれば区間に幅がなく、そろわなければ、概念ごとの差が両端になります。"""
+    left = write_run(tmp_path / "left", ["near_chosen", "garbled", "near_chosen", "garbled"])
+    right = write_run(tmp_path / "right", ["vague", "garbled", "rude", "near_chosen"])
+    found = dpo.compare_runs([left], [right])
+    assert found["flawed"] == [-0.5, -0.5, -0.5] and found["eval_loss"] == found["chrf"] == [0, 0, 0]
+    assert found["garbled"] == [0.25, 0.0, 0.5] and found["near_chosen"] == [0.25, 0.0, 0.5]
 
 
 def test_the_figure_shows_the_mean_and_range_over_seeds_and_accuracy_for_other_losses(swept):

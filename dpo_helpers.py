@@ -710,8 +710,7 @@ def split_and_shuffle(pairs, config: Config) -> tuple:
     starts = list(range(0, len(train_pairs) - 1, 2))
     random.Random(config.seed).shuffle(starts)
     order = [i for start in starts for i in (start, start + 1)]
-    rest = range(len(order), len(train_pairs))  # 奇数のときに余る 1 行は最後
-    return train_pairs.select([*order, *rest]), eval_pairs
+    return train_pairs.select([*order, *range(len(order), len(train_pairs))]), eval_pairs  # 余る 1 行は、最後
 
 
 # ======== データを点検する
@@ -953,7 +952,7 @@ def base_texts(config: Config) -> list[dict]:
 
 
 def build_tiny(config: Config, show=None):
-    """約 150 万パラメータの GPT-2 と 3,000 語の BPE を作り、`base_texts` の completion を当てさせます。"""
+    """約 150 万パラメータの GPT-2 と 3,000 語の BPE を作り、`base_texts` を読ませます。止めたら、続きからです。"""
     texts = base_texts(config)
     tokenizer = tiny_tokenizer([text["prompt"] + text["completion"] for text in texts])
     transformers.set_seed(config.data_seed)
@@ -969,14 +968,16 @@ def build_tiny(config: Config, show=None):
     trainer = transformers.Trainer(
         model,
         transformers.TrainingArguments(
-            ".", save_strategy="no", per_device_train_batch_size=16, num_train_epochs=4,  # ファイルは、何も書かない
-            learning_rate=4e-3, warmup_steps=0.1, seed=config.data_seed, logging_steps=10,
-            report_to="none", use_cpu=not torch.cuda.is_available(), dataloader_pin_memory=False, disable_tqdm=True,
+            str(config.folder / "元のモデル.tmp"), save_steps=0.1, save_total_limit=1, dataloader_pin_memory=False,
+            per_device_train_batch_size=16, num_train_epochs=4, learning_rate=4e-3, warmup_steps=0.1, logging_steps=10,
+            seed=config.data_seed, report_to="none", use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
         ),
         train_dataset=datasets.Dataset.from_list(rows), data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
         callbacks=[recorder(config, show=show)],
     )
-    return fit(trainer).model, tokenizer
+    fit(trainer)
+    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    return model, tokenizer
 
 
 def tiny_tokenizer(texts: list[str]):
@@ -1300,11 +1301,11 @@ def terminal_line(text: str, history: list, batch_size: int, steps: int) -> None
 
 
 def progress_line(rows: list, batch_size: int, steps: int, seconds_left: float, phase: str) -> str:
-    """1 行の進み具合です。phase は、チェックポイントのフォルダの名前（元のモデルでは空）です。"""
+    """1 行の進み具合です。phase は、チェックポイントのフォルダの名前です。"""
     keys = ("loss/preference", "rewards/accuracies", "rewards/margins") if phase == "dpo" else ("loss",)
     named = zip(("損失", "正解率", "マージン"), keys, strict=False)
     values = "  ".join(f"{name} {recent(rows, key, batch_size):.2f}" for name, key in named)
-    return f"{phase.upper() or '元のモデル'} {rows[-1]['step']}/{steps}  {values}  残り {seconds_left:.0f} 秒"
+    return f"{phase.upper().removesuffix('.TMP')} {rows[-1]['step']}/{steps}  {values}  残り {seconds_left:.0f} 秒"
 
 
 def recent(history: list, key: str, batch_size: int, pairs: int = 50) -> float:
@@ -1924,8 +1925,7 @@ def keep_run(folder: Path, drive: Path | None) -> tuple[Path | None, str]:
             return drive / folder.name, say("kept", folder=drive / folder.name)
         except OSError as error:
             reason = say("drive_full", reason=error)
-    path = shutil.make_archive(str(folder), "zip", folder.parent, folder.name)
-    return None, reason + say("zipped", path=path)
+    return None, reason + say("zipped", path=shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
 
 
 def push_run(run: Run, repository: str, private: bool = True) -> str:

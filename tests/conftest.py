@@ -31,7 +31,7 @@ RUN_SEEDS = SEEDS if os.environ.get("DPO_ALL_SEEDS") else SEEDS[:1]  # README �
 def pytest_configure(config):
     config.option.loadscopereorder = False  # 時間のかかるコマンド 1 を早く始めるために、ファイルの名前の順に実行する
     for marker in ("slow: 数十秒かかるテスト（pytest -m 'not slow' で省けます）",
-                   "colab: Colab の版でも実行する、速くて代表的なテスト"):  # fmt: skip
+                   "colab: Colab の版でも実行する、速くて代表的なテスト", "gpu: GPU があれば、そこで確かめるテスト"):
         config.addinivalue_line("markers", marker)
     # 古い名前を使うのが、このプロジェクトなら誤りにし、ライブラリの中（Colab の版の matplotlib など）なら見逃す
     for rule in ("error::FutureWarning", "error::DeprecationWarning",
@@ -168,7 +168,7 @@ def offline_runs(tmp_path_factory):
                 command = [sys.executable, str(ROOT / "dpo_helpers.py"), "--base_model", "offline-tiny",
                            "--seed", seed, "--data_seed", seed, "--output_dir", seed]  # fmt: skip
                 done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-                assert done.returncode == 0, done.stderr[-3000:]
+                assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr[-3000:]
         if kept := os.environ.get("DPO_TEST_BASE"):  # このあとの tests/colab/check.py が使う
             shutil.copytree(folder / "42" / "base", kept, dirs_exist_ok=True)
     return {seed: folder / str(seed) for seed in RUN_SEEDS}

@@ -132,7 +132,19 @@ def test_the_tiny_model_is_made_on_the_spot_and_its_loss_falls(tmp_path, monkeyp
     texts = dpo.base_texts(dpo.Config())[:160]
     monkeypatch.setattr(dpo, "base_texts", lambda config: texts)
     config = dpo.Config(base_model="offline-tiny", max_length=300, output_dir=str(tmp_path))
+
+    def stop(text, history, batch_size, steps):
+        dpo.terminal_line(text, history, batch_size, steps)
+        if history[-1]["step"] == steps:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dpo.load_model(config, stop)
+    assert not dpo.is_finished(config, dpo.build_pairs(24))  # 途中の保存だけなら、ほかの実行のフォルダではない
+    shown = capsys.readouterr().err
     model, tokenizer = dpo.load_model(config, dpo.terminal_line)
-    losses = [float(value) for value in re.findall(r"元のモデル \d+/40  損失 ([\d.]+)", capsys.readouterr().err)]
-    assert len(losses) >= 2 and losses[-1] < losses[0] - 1
+    again = re.findall(r"元のモデル (\d+)/40", capsys.readouterr().err)
+    assert again == ["40"] and not list(tmp_path.iterdir())  # 36 ステップ目の保存から
+    losses = [float(value) for value in re.findall(r"元のモデル \d+/40  損失 ([\d.]+)", shown)]
+    assert losses[-1] < losses[0] - 1
     assert 0.8e6 < model.num_parameters() < 2e6 and isinstance(dpo.generate_response("AIとは？", model, tokenizer), str)

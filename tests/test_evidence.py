@@ -44,7 +44,7 @@ def answers(flawed=(-0.1, -0.02), garbled=(-0.02, 0.03), greedy=None, sampled=No
 @pytest.mark.parametrize(("found", "verdict", "said"), [
     ({"greedy": {"broken": 0.6, "ended": 0.4}}, "回答が壊れている", "貪欲法）のうち 60% が壊れています"),
     ({"greedy": {"broken": 0.6, "ended": 0.4}}, "回答が壊れている", "EOS まで生成したものは 40%"),
-    ({"sampled": {"broken": 0.7, "readable": 0.3}}, "回答が壊れている", "読める文字は 30%"),
+    ({"sampled": {"broken": 0.7, "readable": 0.3}}, "回答が壊れている", "読めるものは 30%"),
     ({"sampled": {"broken": 0.6}}, "回答が壊れている", "learning_rate を半分に"),
     ({"sampled": {"broken": 0.6}, "before": 0.7}, "回答が壊れている", "EOS まで生成しないだけなら max_length"),
     ({"flawed": (0.01, 0.05)}, "効果を確認できない", "+1.0%〜+5.0% ポイント"),

@@ -102,7 +102,7 @@ def test_held_out_pairs_are_the_asked_share_whatever_the_sizes_of_the_groups(row
     assert least <= len(held_out) <= most and not set(train["prompt"]) & set(held_out["prompt"])
     said = [dpo.finding_text(f) for f in dpo.audit_pairs(pairs, still[1], seed=seed) if f["check"] == "unbalanced"]
     if len(rows) == 200 and rows[0] == rows[0] | {"prompt": "同じ質問？"}:
-        assert said == ["検証用が 10 ペアです。180 ペアある質問か概念を、減らしてください。"]
+        assert said == ["検証用が 10 ペアです。180 ペアもある質問か概念を減らしてください。"]
     else:
         assert not said
 

@@ -58,8 +58,8 @@ def answers_block() -> str:
     heading = ("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS))
     return table(heading, rows) + (
         f"\n\n検証用の {found['asked']} 問のうち {found['flawed']} 問で元のモデルの回答に欠点があり、SFT のあとでは "
-        f"{found['better_sft']} 問、DPO のあとでは {found['better']} 問が、よい回答に近くなりました。欠点の種類ごとに、"
-        "その初めの一問と、DPO のあとがよい回答から最も遠い一問（一番下）です。"
+        f"{found['better_sft']} 問、DPO のあとでは {found['better']} 問が、よい回答に近くなりました。表は、DPO のあとで"
+        "近くなった問いから、元の欠点ごとに初めの一問と、DPO のあとが最も遠い一問（一番下）です。"
     )
 
 
@@ -68,8 +68,8 @@ def result_block() -> str:
     shares = [f"{sum(metrics['answers']['sampled'][which]['flawed'].values()):.0%}" for which in dpo.MODELS]
     garbled = [f"{metrics['answers']['sampled'][which]['garbled']:.0%}" for which in dpo.MODELS]
     return f"{dpo.summary_table(metrics)}\n\n判定: **{metrics['verdict']}**。" + (
-        f"温度 {dpo.TEMPERATURE} で引いた回答のうち欠点のあるものは、元のモデルで {shares[0]}、"
-        f"SFT のあとで {shares[1]}、DPO のあとで {shares[2]} です。どの文とも違う回答（うろ覚えや作り話）は、"
+        f"温度 {dpo.TEMPERATURE} のサンプリングで作った回答のうち欠点のあるものは、元のモデルで {shares[0]}、"
+        f"SFT のあとで {shares[1]}、DPO のあとで {shares[2]} です。知識表のどの文とも違う回答（うろ覚えや作り話）は、"
         f"SFT のあとの {garbled[1]} から、DPO のあとの {garbled[2]} に増えました。"
     )
 

@@ -1,4 +1,4 @@
-"""README_COLAB.md と tests/README.md の、印（<!-- 名前 --> と <!-- /名前 -->）の間を、保存した結果から作り直します。
+"""二つの README と一つ目のノートブックの、印（<!-- 名前 --> と <!-- /名前 -->）の間を、保存した結果から作り直します。
 
     python tests/measure/readme.py            # 表を作り直す
     python tests/measure/readme.py out        # コマンド 1 の結果のフォルダを tests/results に写してから、表を作り直す
@@ -9,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import dpo_helpers as dpo  # noqa: E402
 
-RESULTS = ROOT / "tests" / "results"
+RESULTS, REAL = ROOT / "tests" / "results", "real_smollm2_42"
 
 
 def saved(name: str):
@@ -64,13 +65,44 @@ def answers_block() -> str:
 
 
 def result_block() -> str:
-    metrics = saved("offline_tiny_42")
+    metrics, real = saved("offline_tiny_42"), saved(REAL)["metrics"]
     shares = [f"{sum(metrics['answers']['sampled'][which]['flawed'].values()):.0%}" for which in dpo.MODELS]
     garbled = [f"{metrics['answers']['sampled'][which]['garbled']:.0%}" for which in dpo.MODELS]
-    return f"{dpo.summary_table(metrics)}\n\n判定: **{metrics['verdict']}**。" + (
-        f"温度 {dpo.TEMPERATURE} のサンプリングで作った回答のうち欠点のあるものは、元のモデルで {shares[0]}、"
+    rows = [(name, form.format(**metrics), "—" if "時間" in name or "メモリ" in name else form.format(**real))
+            for name, form in dpo.SUMMARY.items()]  # fmt: skip
+    return table(("指標", "`offline-tiny`", "SmolLM2-135M"), rows) + (
+        f"\n\n判定は、`offline-tiny` が**{metrics['verdict']}**、SmolLM2-135M が**{real['verdict']}**です。"
+        f"`offline-tiny` では、温度 {dpo.TEMPERATURE} のサンプリングで作った回答のうち欠点のあるものは、"
+        f"元のモデルで {shares[0]}、"
         f"SFT のあとで {shares[1]}、DPO のあとで {shares[2]} です。知識表のどの文とも違う回答（うろ覚えや作り話）は、"
         f"SFT のあとの {garbled[1]} から、DPO のあとの {garbled[2]} に増えました。"
+    )
+
+
+def answers_on_real_weights() -> str:
+    """本物の重みでの、三つのモデルの回答です。検証用の初めの四問と、DPO のあとが最も遠い二問です。"""
+    answers = pd.DataFrame(saved(REAL)["answers"])
+    closeness = pd.Series(list(map(dpo.chrf, answers["dpo"], answers["chosen"])))
+    shown = answers.loc[[*range(4), *closeness[4:].nsmallest(2).index]]
+    rows = [[dpo.bare_question(row["prompt"]), *(row[which] or "（空）" for which in dpo.MODELS)]
+            for row in shown.to_dict("records")]  # fmt: skip
+    return table(("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS)), rows)
+
+
+def real_block() -> str:
+    """本物の重みで保存した実行の、経過と、欠点ごとの正解率です。"""
+    run = saved(REAL)
+    found, losses = run["metrics"], [row["loss/preference"] for row in run["history"]]
+    ended = [f"{found['answers'][which]['ended']:.0%}" for which in dpo.MODELS]
+    (low, high), by_flaw = found["accuracy_interval"], found["accuracy_by_flaw"].items()
+    flaws = "、".join(f"{dpo.FLAWS[name]} {rate:.2f}（{count} ペア）"
+                     for name, (rate, count) in sorted(by_flaw, key=lambda each: each[1]))  # fmt: skip
+    return (
+        f"保存した実行（`results/{REAL}.json`、学習用 {found['train_pairs']} ペア、最大 {run['config']['max_length']} "
+        f"トークン、シード 42）では、選好の損失は {losses[0]:.3f}、20 ステップ目 {losses[19]:.2f}、最後の 1 割の平均 "
+        f"{found['final_loss']:.2f} で、50 ペアの平均の最大値は {found['peak_loss']:.3f}、EOS まで生成した割合は "
+        f"{' → '.join(ended)}、検証の {found['eval_pairs']} ペアの正解率は {found['accuracy_after']:.2f}"
+        f"（{low:.2f}〜{high:.2f}）、損失は {found['eval_loss']:.2f} です。欠点ごとの正解率: {flaws}。"
     )
 
 
@@ -152,21 +184,30 @@ def seeds_block() -> str:
 
 
 FILES = {
+    ROOT / "colab_dpo_training.ipynb": {"real": answers_on_real_weights},
     ROOT / "README_COLAB.md": {"answers": answers_block, "result": result_block, "control": control_block},
     ROOT / "tests" / "README.md": {
         "alpha": alpha_block, "speed": speed_block, "gpu": gpu_block,
-        "seeds": seeds_block,
+        "seeds": seeds_block, "real": real_block,
     },
 }  # fmt: skip
 
 
 def filled(path: Path) -> str:
     """印の間を、保存した結果から作った文で埋めたものです。"""
-    text = path.read_text("utf-8")
-    for name, block in FILES[path].items():
+    if path.suffix != ".ipynb":
+        return filled_text(path.read_text("utf-8"), FILES[path])
+    notebook = nbformat.read(path, as_version=4)
+    (cell,) = [cell for cell in notebook.cells if any(f"<!-- {name} -->" in cell.source for name in FILES[path])]
+    cell.source = filled_text(cell.source, FILES[path])
+    return nbformat.writes(notebook, version=4) + "\n"
+
+
+def filled_text(text: str, blocks: dict) -> str:
+    for name, block in blocks.items():
         pattern = re.compile(f"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
         if len(pattern.findall(text)) != 1:
-            raise SystemExit(f"{path.name} に、印 {name} が一つだけありません。")
+            raise SystemExit(f"印 {name} が、一つだけありません。")
         text = pattern.sub(lambda found, block=block: found[1] + block() + found[2], text)
     return text
 

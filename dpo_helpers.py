@@ -1602,13 +1602,13 @@ def judge(metrics: dict) -> tuple[str, str]:
     (low, high), (_, loss_high) = metrics["accuracy_interval"], metrics["eval_loss_interval"]
     ways = {"貪欲法": metrics["answers"], f"温度 {TEMPERATURE}": metrics["answers"]["sampled"]}
     way = max(ways, key=lambda way: ways[way]["dpo"]["broken"])
-    rates, before = ways[way]["dpo"], ways[way]["sft"]["broken"] > 0.5
+    rates, advice = ways[way]["dpo"], "broken_before" if ways[way]["sft"]["broken"] > 0.5 else "broken_after"
     worse = {name: metrics["answers"].get(f"{name}_change_interval", [0])[0] > 0 for name in ("flawed", "garbled")}
     learned = metrics["eval_loss"] <= math.log(2) - 0.05 and loss_high < math.log(2) and low > 0.5
     rules = (
         (not math.isfinite(metrics["eval_loss"] + metrics["margin_after"]), "効果を確認できない", "nan"),
         (metrics["steps"] < 20, "判断できない", "few_steps"),
-        (rates["broken"] > 0.5, "回答が壊れている", "broken_before" if before else "broken"),
+        (rates["broken"] > 0.5, "回答が壊れている", "broken"),
         (learned and worse["flawed"], "効果を確認できない", "more_flaws"),
         (learned, "学習した", "learned"),
         (metrics["margin_size"] < 0.1, "ほとんど変化していない", "hardly_moved"),
@@ -1617,8 +1617,8 @@ def judge(metrics: dict) -> tuple[str, str]:
         (True, "効果を確認できない", "no_effect"),
     )
     verdict, name = next((verdict, name) for holds, verdict, name in rules if holds)
-    names = [name, "peaked" * bool(metrics["peak_loss"] > 1.04 * metrics["first_loss"]),
-             "more_garbled" * worse["garbled"]]  # fmt: skip
+    names = [name, advice * (name == "broken"), "more_garbled" * worse["garbled"],
+             "peaked" * bool(metrics["peak_loss"] > 1.04 * metrics["first_loss"])]  # fmt: skip
     return verdict, "".join(say(name, way=way, rates=rates, **metrics) for name in names if name)
 
 
@@ -2184,8 +2184,9 @@ MESSAGES = {
     "long_question": "質問が {longest} トークンあり、上限の {most} に達します。短くしてください。",
     "learned": "検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率は {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）です。でたらめに選んだときの 0.693 と 50 % より、はっきりよい値です。",
     "few_steps": "DPO は {steps} ステップしかなく、少なすぎて判断できません。ペアを増やすか、num_train_epochs を増やして、20 ステップ以上にしてください。",
-    "broken": "DPO のあとの回答（{way}）のうち {rates[broken]:.0%} が壊れています（EOS まで生成したものは {rates[ended]:.0%}、空は {rates[empty]:.0%}、繰り返しは {rates[repeats]:.0%}、読めるものは {rates[readable]:.0%}）。選び分けの成績によらず、このモデルは使えません。SFT のあとでは壊れていなかったので、lora_alpha か learning_rate を半分にしてください。",
-    "broken_before": "DPO のあとの回答（{way}）のうち {rates[broken]:.0%} が壊れています（EOS まで生成したものは {rates[ended]:.0%}、空は {rates[empty]:.0%}、繰り返しは {rates[repeats]:.0%}、読めるものは {rates[readable]:.0%}）。SFT のあとで、もう壊れています。EOS まで生成しないだけなら max_length を、ほかなら sft_epochs を増やすか、日本語の得意なモデルにしてください。",
+    "broken": "DPO のあとの回答（{way}）のうち {rates[broken]:.0%} が壊れています（EOS まで生成したものは {rates[ended]:.0%}、空は {rates[empty]:.0%}、繰り返しは {rates[repeats]:.0%}、読めるものは {rates[readable]:.0%}）。選び分けの成績によらず、このモデルは使えません。",
+    "broken_after": "SFT のあとでは壊れていなかったので、lora_alpha か learning_rate を半分にしてください。",
+    "broken_before": "SFT のあとで、もう壊れています。EOS まで生成しないだけなら max_length を、ほかなら sft_epochs を増やすか、日本語の得意なモデルにしてください。",
     "more_flaws": "検証の正解率は {accuracy_after:.1%} ですが、欠点のある回答が、SFT のあとよりはっきり増えました（差の 95 % 信頼区間は {answers[flawed_change_interval][0]:+.1%}〜{answers[flawed_change_interval][1]:+.1%} ポイント）。lora_alpha か learning_rate を半分にするか、sft_weight を増やしてください。",
     "more_garbled": "知っているどの文とも違う回答（うろ覚えや作り話）は、SFT のあとの {answers[sampled][sft][garbled]:.0%} から {answers[sampled][dpo][garbled]:.0%} に、はっきり増えました。",
     "peaked": "選好の損失が、途中で {peak_loss:.3f} まで上がっています。lora_alpha か学習率を半分にしてください。",

@@ -31,13 +31,17 @@ def test_an_answer_does_not_depend_on_the_other_questions_of_its_batch(most, sti
     assert together[::-1] == dpo.generate_responses(QUESTIONS[::-1], *still, most)
 
 
+OVERRIDDEN = [{"max_new_tokens": 3}, {"max_length": 20}, {"max_new_tokens": 4000}, {"do_sample": True, "top_k": 3}]
+
+
 @pytest.mark.parametrize("inherited", [
     {"repetition_penalty": 1.8}, {"no_repeat_ngram_size": 2}, {"suppress_tokens": [*range(5, 200)]}, {"num_beams": 3},
     {"bad_words_ids": [[i] for i in range(5, 200)]}, {"encoder_repetition_penalty": 3.0},
     {"begin_suppress_tokens": [*range(5, 1500)]}, {"guidance_scale": 4.0},
+    *OVERRIDDEN,
 ], ids=lambda given: next(iter(given)))  # fmt: skip
 def test_generation_settings_of_the_base_do_not_change_our_answers(inherited, small_run, tmp_path):
-    """どの設定も、除かなければ回答を変えること（でなければ、確かめたことにならない）も確かめます。"""
+    """初めの八つは、除かなければ回答を変えること（でなければ、確かめたことにならない）も確かめます。"""
     from transformers import GenerationConfig
 
     base, tokenizer = dpo.load_model(small_run.config)
@@ -49,7 +53,7 @@ def test_generation_settings_of_the_base_do_not_change_our_answers(inherited, sm
     loaded = dpo.load_model(dpo.Config(base_model=str(tmp_path / "base")))
     assert dpo.generate_responses(QUESTIONS[:3], *loaded, 60) == expected
     loaded[0].generation_config = given
-    assert dpo.generate_responses(QUESTIONS[:3], *loaded, 60) != expected
+    assert (dpo.generate_responses(QUESTIONS[:3], *loaded, 60) == expected) == (inherited in OVERRIDDEN)
 
 
 FIVE = [{"prompt": f"{i} 番は？", "chosen": f"{i} です。", "rejected": "さあ。"} for i in range(5)]

@@ -2,14 +2,12 @@
 
     python tests/measure/control.py out out_0 out_1
 
-元のモデルと SFT のあとのアダプタは、渡した結果のものを使い回します。差（DPO あり − 対照）は、すべてのシードを合わせ、
+対照（`add_control`）は、渡したフォルダの隣の `_control` に残ります。差（DPO あり − 対照）は、すべてのシードを合わせ、
 シードと概念ごとに復元抽出した 95 % 信頼区間とともに、tests/results/control.json に書きます。2 コアで 5 分ほどです。
 """
 
 import json
 import sys
-import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,22 +20,12 @@ import dpo_helpers as dpo  # noqa: E402
 RESULTS = ROOT / "tests" / "results" / "control.json"
 
 
-def train_control(folder: Path, work: str) -> Path:
-    """folder の実行と、選好の損失の重みだけが違う実行の、結果のフォルダです。"""
-    config = replace(dpo.load_config(folder / "config.json"), preference_weight=0.0, output_dir=f"{work}/{folder.name}")
-    pairs = dpo.prepare_pairs(config)
-    dpo.claim_folder(config, pairs)
-    for part in ("base", "sft"):
-        dpo.copy_folder(folder / part, config.folder / part)
-    run = dpo.train(config, pairs, show=dpo.terminal_line)
-    dpo.evaluate_run(run)
-    return dpo.save_run(run)
-
-
 def main(*folders: str) -> None:
-    found = {"seeds": [dpo.load_config(Path(folder) / "config.json").seed for folder in folders]}
-    with tempfile.TemporaryDirectory() as work:
-        both = [tuple(map(dpo.held_out_values, (folder, train_control(Path(folder), work)))) for folder in folders]
+    runs = [dpo.load_run(folder) for folder in folders]
+    for run in runs:
+        print(run.config.folder, dpo.add_control(run, dpo.prepare_pairs(run.config)), sep="\n", flush=True)
+    both = [tuple(map(dpo.held_out_values, (folder, f"{folder}_control"))) for folder in folders]
+    found = {"seeds": [run.config.seed for run in runs]}
     for name in (*dpo.KIND_GROUPS, "chrf"):
         gains = np.concatenate([dpo_[name][0] - control[name][0] for dpo_, control in both])
         groups = [f"{i}:{group}" for i, (dpo_, _) in enumerate(both) for group in dpo_[name][1]]

@@ -104,8 +104,8 @@ def option(default, help_text: str, least: float = 0, most: float = 1e15):
     return field(default=default, metadata={"help": f"{help_text}（既定: {shown}）", "metavar": limits})
 
 
-# 推奨値です（決め方は tests/README.md）。学習率 5e-6 が決まっているので、α を大きくします。Adam では、学習率 × α/r で
-# 動く速さがほぼ決まるので、α = 2r のときの学習率に直して EQUIVALENT_RATE になる α を使います。
+# 推奨値です（決め方は tests/README.md）。Adam では、学習率 × α/r で動く速さがほぼ決まります。学習率は 5e-6 と決まって
+# いるので、α = 2r のときの学習率に直して EQUIVALENT_RATE になる α を使います。
 EQUIVALENT_RATE = 4e-5
 RECIPE = {"lora_r": 64, "sft_epochs": 6.0, "sft_learning_rate": 5e-5, "sft_batch_size": 16}  # 先に日本語をまねさせる
 TINY_RECIPE = {"lora_r": 32, "lora_alpha": 16000.0, "sft_epochs": 1.0, "sft_learning_rate": 5e-6, "sft_batch_size": 4}
@@ -146,7 +146,20 @@ class Config:
     output_dir: str = option("dpo_output", "結果を置くフォルダ")
 
     def __post_init__(self):
-        check_config(self)
+        for each, hint in zip(fields(Config), get_type_hints(Config).values(), strict=True):
+            name, value, kind = each.name, getattr(self, each.name), (get_args(hint) or (hint,))[0]
+            if value is None and getattr(Config, name) is None:
+                continue
+            numbers = (int, float) if kind is float else kind
+            if not isinstance(value, numbers) or isinstance(value, bool) != (kind is bool):
+                raise HelperError("kind", name=name, value=value, kind=KINDS[kind])
+            if kind is str and not (value.strip() and value.isprintable()):
+                raise HelperError("text", name=name, value=value)
+            least, most = map(float, (each.metadata["metavar"] or "0〜1").split("〜"))
+            if kind is not str and not least <= value <= most:  # NaN も、ここに入る
+                raise HelperError("range", name=name, value=value, least=least, most=most)
+        if self.loss_type not in LOSS_TYPES:
+            raise HelperError("loss_type", value=self.loss_type, names="、".join(LOSS_TYPES))
 
     @property
     def effective_batch_size(self) -> int:
@@ -160,7 +173,7 @@ class Config:
     @property
     def folder(self) -> Path:
         """結果を置くフォルダ（output_dir）のパスです。"""
-        return Path(self.output_dir)
+        return Path(self.output_dir).expanduser()
 
     def resolved(self) -> Config:
         """None の項目を、モデルごとの推奨値で埋めた Config を返します。"""
@@ -168,23 +181,6 @@ class Config:
         rank = self.lora_r or recipe["lora_r"]
         recipe = {"lora_alpha": round(2 * rank * EQUIVALENT_RATE / Config.learning_rate, 6)} | recipe
         return replace(self, **{name: value for name, value in recipe.items() if getattr(self, name) is None})
-
-
-def check_config(config: Config) -> None:
-    """使えない型、範囲、選択肢の値を HelperError にします。"""
-    for each, hint in zip(fields(Config), get_type_hints(Config).values(), strict=True):
-        name, value, kind = each.name, getattr(config, each.name), (get_args(hint) or (hint,))[0]
-        if value is None and getattr(Config, name) is None:
-            continue
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
-            raise HelperError("kind", name=name, value=value, kind=KINDS[kind])
-        if kind is str and not (value.strip() and value.isprintable()):
-            raise HelperError("text", name=name, value=value)
-        least, most = map(float, (each.metadata["metavar"] or "0〜1").split("〜"))
-        if kind is not str and not least <= value <= most:  # NaN も、ここに入る
-            raise HelperError("range", name=name, value=value, least=least, most=most)
-    if config.loss_type not in LOSS_TYPES:
-        raise HelperError("loss_type", value=config.loss_type, names="、".join(LOSS_TYPES))
 
 
 NOT_SETTINGS = ("identity", "data", "output_dir", "label_smoothing")  # 最後は、前の版の設定
@@ -283,7 +279,6 @@ def copy_folder(source: Path, target: Path) -> None:
 # 要るパッケージと、動くことを確かめた最も古い版です（requirements.txt と同じ）。
 PACKAGES = {"torch": "2.11", "transformers": "5.15.0", "trl": "1.16.0", "peft": "0.20.0", "datasets": "4.0.0",
             "accelerate": "1.14.0", "matplotlib": "3.10.0"}  # fmt: skip
-OLDEST_TORCHAO = "0.16.0"  # PEFT が受け付けるもの
 
 
 def install_packages() -> str:
@@ -293,8 +288,8 @@ def install_packages() -> str:
     """
     from packaging.version import Version
 
-    done, removed = [], importlib.util.find_spec("torchao") and Version(version("torchao")) < Version(OLDEST_TORCHAO)
-    if removed:
+    done, removed = [], importlib.util.find_spec("torchao") and Version(version("torchao")) < Version("0.16")
+    if removed:  # PEFT が受け付けるのは 0.16.0 から
         run_pip("uninstall", "-y", "torchao")
         done.append("PEFT が対応していない版の torchao を取り除きました。")
     for name in [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
@@ -363,63 +358,60 @@ def processes():
 # ======== 質問とトークン
 
 
-def as_prompt(question: str) -> str:
-    """質問を、学習で使う `質問: …\n回答:` の形に整えます。"""
-    return f"質問: {bare_question(question)}\n回答:"
-
-
-def bare_question(question: str) -> str:
-    """質問の文だけにします。"""
-    return re.sub(r"\A\s*質問\s*[:：]|\s*回答\s*[:：]\s*\Z", "", question).strip()
+def as_conversation(prompt: str) -> list[dict]:
+    """質問か、`質問: …`、`回答: …`、`システム: …` と並ぶ文字列を、会話（{role, content} のリスト）にします。"""
+    names = {"システム": "system", "質問": "user", "回答": "assistant"}
+    first, *rest = re.split(rf"^[ \t]*({'|'.join(names)})[ \t]*[:：]", prompt, flags=re.MULTILINE)
+    turns = [("質問", first), *zip(rest[::2], rest[1::2], strict=True)]
+    turns = [{"role": names[name], "content": text.strip()} for name, text in turns if text.strip()]
+    return turns if turns and turns[-1]["role"] == "user" else [{"role": "user", "content": prompt.strip()}]
 
 
 PAIR_COLUMNS = ["prompt", "chosen", "rejected"]
+# 会話を `質問: …\n回答:…<EOS>` と並べるテンプレート（Jinja）です。
+PLAIN_TEMPLATE = (
+    "{% for turn in messages %}{% if turn.role == 'user' %}質問: {{ turn.content }}\n回答:"
+    "{% elif turn.role == 'assistant' %}{{ turn.content.removesuffix(eos_token) }}{{ eos_token }}"
+    "{% else %}{{ turn.content }}\n{% endif %}{% endfor %}"
+)
 
 
-def has_roles(tokenizer) -> bool:
-    """会話の役割（role）を使うチャットテンプレートがあるかどうかです（DialoGPT のものは、役割を使いません）。"""
-    return "role" in (tokenizer.chat_template or "")
-
-
-def training_rows(pairs, tokenizer):
-    """TRL に渡す Dataset です。役割を使うテンプレートがあれば、会話の形にします。"""
-    rows = pairs.select_columns(PAIR_COLUMNS)
-    return rows.map(as_messages) if has_roles(tokenizer) else rows
+def chat_template(tokenizer) -> str:
+    """会話の書き方です。役割（role）を使うテンプレートがなければ（DialoGPT など）、PLAIN_TEMPLATE です。"""
+    starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]  # Llama など、いつも BOS を付けるもの
+    plain = (tokenizer.bos_token if starts else "") + PLAIN_TEMPLATE
+    return tokenizer.chat_template if "role" in (tokenizer.chat_template or "") else plain
 
 
 def as_messages(row: dict) -> dict:
-    """ペア（の一部）を、会話（{role, content} のリスト）の形にします。"""
-    roles = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
-    texts = row | {"prompt": bare_question(row["prompt"])}
-    messages = {name: [{"role": role, "content": texts[name]}] for name, role in roles.items() if name in texts}
-    return messages | {"chat_template_kwargs": {"enable_thinking": False}}
+    """ペアの三つの列を、TRL に渡す会話（{role, content} のリスト）の形にします。"""
+    answers = {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+    return answers | {"prompt": as_conversation(row["prompt"]), "chat_template_kwargs": {"enable_thinking": False}}
 
 
-def prompt_tokens(prompt: str, tokenizer) -> list[int]:
-    """質問のトークン番号です。回答は、この続きから始まります。"""
-    text = as_messages({"prompt": prompt})["prompt"] if has_roles(tokenizer) else prompt
-    return token_ids(text, tokenizer, add_generation_prompt=True)
-
-
-def token_ids(text, tokenizer, **options) -> list[int]:
-    """文字列か会話の、トークン番号です。"""
-    if isinstance(text, str):
-        return tokenizer(text)["input_ids"]
+def token_ids(conversations: list, tokenizer, **options) -> list[list[int]]:
+    """会話ごとのトークン番号です。"""
+    options |= {"chat_template": chat_template(tokenizer), "enable_thinking": False}
     with explained("template"):
-        return tokenizer.apply_chat_template(text, return_dict=True, enable_thinking=False, **options)["input_ids"]
+        return tokenizer.apply_chat_template(conversations, return_dict=True, **options)["input_ids"]
 
 
-def tokenize_pair(row: dict, tokenizer) -> dict[str, list[int]]:
-    """ペアを {prompt_ids, chosen_ids, rejected_ids} のトークン番号にします。TRL の DPOTrainer と同じ分け方です。
+def prompt_tokens(prompts, tokenizer) -> list[list[int]]:
+    """質問ごとのトークン番号です。回答は、この続きから始まります。"""
+    return token_ids(list(map(as_conversation, prompts)), tokenizer, add_generation_prompt=True)
+
+
+def tokenize_pairs(pairs, tokenizer) -> list[dict[str, list[int]]]:
+    """ペアごとの {prompt_ids, chosen_ids, rejected_ids}（トークン番号）です。TRL の DPOTrainer と同じ分け方です。
 
     prompt_ids は、どちらの回答を続けても変わらない所まで、回答は EOS までです。
     """
-    prompt, sides = prompt_tokens(row["prompt"], tokenizer), ("chosen", "rejected")
-    ended = row | {side: row[side].removesuffix(tokenizer.eos_token) + tokenizer.eos_token for side in sides}
-    row = as_messages(row) if has_roles(tokenizer) else ended
-    chosen, rejected = (token_ids(row["prompt"] + row[side], tokenizer) for side in sides)
-    start = min(len(os.path.commonprefix([prompt, ids])) for ids in (chosen, rejected))
-    return {"prompt_ids": prompt[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]}
+    rows, sides, result = list(map(as_messages, pairs)), ("chosen", "rejected"), []
+    answered = [token_ids([row["prompt"] + row[side] for row in rows], tokenizer) for side in sides]
+    for prompt, chosen, rejected in zip(prompt_tokens(pairs["prompt"], tokenizer), *answered, strict=True):
+        start = min(len(os.path.commonprefix([prompt, ids])) for ids in (chosen, rejected))
+        result.append({"prompt_ids": prompt[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]})
+    return result
 
 
 # ======== データを作る: 知識表（このファイルの末尾）を、質問のしかたと「一つだけ欠点のある回答」に組み合わせます。
@@ -495,7 +487,7 @@ def couple_rows(couple, asked, table, rng, phrases) -> list[dict]:
     def row(name, facet, flaw, rejected=None):
         question = forms(name, facet, table)[asked[name, facet]].format(c=name)
         rejected = rejected or spoil(flaw, name, facet, table, rng, phrases)
-        return {"prompt": as_prompt(question), "chosen": answer_of(name, facet, table), "rejected": rejected,
+        return {"prompt": question, "chosen": answer_of(name, facet, table), "rejected": rejected,
                 "domain": table[name]["domain"], "concept": name, "facet": facet, "flaw": flaw}  # fmt: skip
 
     wrong = rng.choice(["what", "how"])  # 誤解の欄があるのは、意味と仕組み
@@ -553,7 +545,7 @@ def load_pairs(source):
     """選好ペアを、列 prompt, chosen, rejected（文字列）の `datasets.Dataset` に読みます。
 
     source は `Dataset`、辞書のリスト、ファイルのパス（UTF-8 か CP932）、Hub の名前（「名前:split」も可）です。質問は
-    PROMPT_COLUMNS のどれかの列か、会話（{role, content} のリスト）の最後の発言より前です。KEPT_COLUMNS は残ります。
+    PROMPT_COLUMNS のどれかの列か、会話（{role, content} のリスト）の最後の発言より前です。分け方と種類の列も残ります。
     """
     rows = [to_pair(row, f"データの {number} 件目") for number, row in enumerate(read_rows(source), 1)]
     if not rows:
@@ -569,7 +561,7 @@ def read_rows(source) -> list[dict]:
             raise HelperError("data_file", path=type(source).__name__, reason="行のリストではありません")
         with explained("data_file", path=type(source).__name__):
             return list(source)
-    source, kind = str(source).strip(), Path(source).suffix.lower()
+    source, kind = os.path.expanduser(str(source).strip()), Path(str(source).strip()).suffix.lower()
     if kind in READERS:
         with explained("data_file", path=source):
             return READERS[kind](Path(source))
@@ -603,7 +595,7 @@ def csv_rows(path: Path) -> list[dict]:
     text = read_text(path)
     delimiter = max(",\t;", key=text.partition("\n")[0].count)
     table = pd.read_csv(io.StringIO(text), sep=delimiter, header=None, dtype=str, keep_default_na=False)
-    names, *rows = table[(table != "").any(axis=1)].to_numpy().tolist()  # Excel は、何もない行を末尾に残すことがある
+    names, *rows = table.loc[(table != "").any(axis=1), (table != "").any()].to_numpy().tolist()  # Excel の空の行と列
     if len(set(names)) < len(names):
         raise ValueError(f"見出しの名前が重なっています: {'、'.join(names)}")
     return [dict(zip(names, row, strict=True)) for row in rows]  # 足りない欄は、点検が空の欄として見つける
@@ -625,14 +617,18 @@ def to_pair(row: dict, place: str) -> dict:
     if not {"chosen", "rejected"} <= row.keys() or not (present or isinstance(row["chosen"], list)):
         raise HelperError("columns", place=place, columns="、".join(row))
     (before, chosen), (other, rejected) = (split_answer(row[name], place) for name in ("chosen", "rejected"))
-    if not present and before != other:
+    if before != other:
         raise HelperError("different_start", place=place)
-    name = next((name for name in present if row[name]), (present or [None])[0])
-    parts = [row.get("system"), row.get(name) if name else before, row.get("input") if name == "instruction" else None]
+    name = next((name for name in present if row[name]), None)
+    parts = [before or row.get(name), row.get("input") if name == "instruction" else None]
     prompt = "\n".join(filter(None, (conversation_text(part, place) for part in parts)))
+    prompt = prompt.removesuffix(f"回答: {chosen}")  # 会話の列が、よい回答まで含むことがある
+    prompt = re.sub(r"\A\s*質問\s*[:：]|\s*回答\s*[:：]\s*\Z", "", prompt).strip()
+    system = conversation_text(row.get("system"), place)
     kept = {name: None if value != value or value is None else conversation_text(str(value), place)
-            for name, value in ((name, row.get(name)) for name in KEPT_COLUMNS)}  # fmt: skip
-    return {"prompt": as_prompt(prompt) if prompt.strip() else "", "chosen": chosen, "rejected": rejected} | kept
+            for name, value in ((name, row.get(name)) for name in (*KEPT_COLUMNS, "split"))}  # fmt: skip
+    prompt = f"システム: {system}\n質問: {prompt}" if system else prompt
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | kept
 
 
 def split_answer(value, place: str) -> tuple[str, str]:
@@ -646,15 +642,22 @@ def split_answer(value, place: str) -> tuple[str, str]:
     return conversation_text(messages[:-1], place), answer.removeprefix("回答: ")
 
 
+# 発言の役割（none は、書かれていないもの）と、文字列にするときの呼び名です。
+ROLES = {
+    "user": "質問", "human": "質問", "prompter": "質問", "ユーザー": "質問",
+    "assistant": "回答", "gpt": "回答", "bot": "回答", "model": "回答", "アシスタント": "回答", "none": "回答",
+    "system": "システム", "developer": "システム",
+}  # fmt: skip
+
+
 def conversation_text(value, place: str) -> str:
     """会話を `質問: …\n回答: …\n質問: …` の形にします。文字列はそのまま、None と NaN は空にします。"""
     if isinstance(value, list):
         return "\n".join(conversation_text(message, place) for message in value)
     if isinstance(value, dict) and {"content", "value"} & value.keys():
-        role, text = value.get("role", value.get("from")), value.get("content", value.get("value"))
-        if isinstance(role, (str, type(None))):
-            heading = {"user": "質問: ", "human": "質問: ", "system": ""}.get(role, "回答: ")
-            return heading + conversation_text(text, place)
+        role = str(value.get("role", value.get("from"))).strip().lower()
+        if role in ROLES:
+            return f"{ROLES[role]}: {conversation_text(value.get('content', value.get('value')), place)}"
     if value is None or value != value:
         return ""
     if not isinstance(value, str) or re.search(r"[\ud800-\udfff]", value):
@@ -681,17 +684,18 @@ def held_out_groups(groups: list, fraction: float, seed: int) -> set:
 
 
 def split_pairs(pairs, eval_fraction: float = 0.15, seed: int = 42):
-    """ペアを (学習用, 検証用) に分けます。同じ概念（concept の列がなければ、同じ質問）は、両側に分かれません。"""
+    """ペアを、split の列（train か eval）か、なければ同じ概念（か質問）を離さずに、(学習用, 検証用) に分けます。"""
     held_out = held_out_rows(pairs, eval_fraction, seed)
     return pairs.select([i for i in range(len(pairs)) if i not in held_out]), pairs.select(sorted(held_out))
 
 
 def held_out_rows(pairs, eval_fraction: float, seed: int) -> set[int]:
     """検証に回す行の番号です。質問は、記号・空白・全角半角の違いを無視して同じとみなします。"""
-    groups = pair_groups(pairs)
-    if len(set(groups)) < 2:
-        raise HelperError("one_group", count=len(set(groups)))
-    held_out = held_out_groups(groups, eval_fraction, seed)
+    given = "split" in pairs.column_names
+    groups = pairs["split"][:] if given else pair_groups(pairs)
+    if len(set(groups)) < 2 or (given and {*groups} != {"train", "eval"}):
+        raise HelperError("split" if given else "one_group", groups=[*{*groups}])
+    held_out = {"eval"} if given else held_out_groups(groups, eval_fraction, seed)
     return {i for i, group in enumerate(groups) if group in held_out}
 
 
@@ -717,7 +721,7 @@ def split_and_shuffle(pairs, config: Config) -> tuple:
 
 # 点検で見つけること: 名前 → (重さ, 説明と、すること)。error は学習を無意味にし、warning は知ったうえで進められます。
 AUDIT = {
-    "empty": ("error", "空の欄があります。行を除くか、内容を補ってください。"),
+    "empty": ("error", "空の欄（「None」や見えない文字だけの欄も）があります。行を除くか、内容を補ってください。"),
     "equal": ("error", "chosen と rejected が、空白や全角・半角のほかは同じです。行を除いてください。"),
     "no_room": ("error", "質問だけで {max_length} トークン以上です。max_length を増やすか、行を除いてください。"),
     "duplicate": ("warning", "同じペアが重なっています。dpo.repair(pairs) で一つにまとめられます。"),
@@ -749,7 +753,8 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 
         keys = list(map(question_key, pairs["prompt"]))
         seen = {key for i, key in enumerate(keys) if i not in held_out}
         faults["leak"] = [i in held_out and key in seen for i, key in enumerate(keys)]
-        if len(pairs) >= 20 and not 0.5 <= len(held_out) / even_share(len(pairs), eval_fraction) <= 2:
+        share = len(held_out) / even_share(len(pairs), eval_fraction)
+        if len(pairs) >= 20 and "split" not in pairs.column_names and not 0.5 <= share <= 2:
             facts |= {"unbalanced": len(held_out), "largest": max(Counter(pair_groups(pairs)).values())}
         facts |= rule_accuracies(pairs, held_out)
     found = []
@@ -767,6 +772,7 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 
     return found
 
 
+NOTHING = ("", "None", "none", "nan", "NaN", "NULL", "null", "N/A", "#N/A", "#NAME?")  # 空の欄が、文字になったもの
 JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠々]")
 GARBLED = re.compile(  # 置き換え文字と制御文字、UTF-8 を CP932 や Latin-1 として読んだときに並ぶ文字
     r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|(?:[縺繧繝譁][^\s]?){2}|[ãÃâ][\x80-\u2122]"
@@ -777,12 +783,11 @@ def text_faults(pairs) -> dict[str, list[bool]]:
     """文字を見ればわかる誤りが、行ごとにあるかどうかです。"""
     raw = pd.DataFrame({name: pairs[name][:] for name in PAIR_COLUMNS}).fillna("")
     table = raw.map(normalized)
-    table["prompt"] = table["prompt"].map(bare_question)
     rows, equal = list(table.itertuples(index=False, name=None)), table["chosen"] == table["rejected"]
     flipped = {(prompt, rejected, chosen) for prompt, chosen, rejected in rows}
     return {
-        "empty": (table == "").any(axis=1), "equal": equal & (table["chosen"] != ""), "duplicate": table.duplicated(),
-        "contradiction": [row in flipped and row[1] != row[2] for row in rows],
+        "empty": table.isin(NOTHING).any(axis=1), "equal": equal & (table["chosen"] != ""),
+        "duplicate": table.duplicated(), "contradiction": [row in flipped and row[1] != row[2] for row in rows],
         "prompt_in_answer": [len(p) >= 8 and (p in chosen or p in rejected) for p, chosen, rejected in rows],
         "no_japanese": (table["chosen"] != "") & ~table["chosen"].str.contains(JAPANESE),
         "garbled": [any(map(GARBLED.search, row)) for row in raw.itertuples(index=False, name=None)],
@@ -790,8 +795,9 @@ def text_faults(pairs) -> dict[str, list[bool]]:
 
 
 def normalized(text) -> str:
-    """空白と、全角・半角などの表し方の違い（Unicode NFKC）をそろえます。"""
-    return " ".join(unicodedata.normalize("NFKC", text or "").split())
+    """空白と、全角・半角などの表し方の違い（Unicode NFKC）をそろえ、見えない文字を除きます。"""
+    text = re.sub(r"[\u00ad\u1160\u200b-\u200f\u2060\ufeff]", "", unicodedata.normalize("NFKC", text or ""))
+    return " ".join(text.split())
 
 
 def question_key(prompt) -> str:
@@ -821,17 +827,17 @@ def char_grams(text: str) -> set[str]:
 
 def token_faults(pairs, tokenizer, max_length: int) -> tuple[dict, dict]:
     """(トークンに直すとわかる誤りが行ごとにあるかどうか, 説明に使う値) です。"""
-    rows = [{name: text or "" for name, text in row.items()} for row in pairs.select_columns(PAIR_COLUMNS)]
-    ids = [tokenize_pair(row, tokenizer) for row in rows]
-    prompts = [len(prompt_tokens(row["prompt"], tokenizer)) for row in rows]
+    texts = {name: [text or "" for text in pairs[name]] for name in PAIR_COLUMNS}
+    ids, chosen = tokenize_pairs(datasets.Dataset.from_dict(texts), tokenizer), texts["chosen"]
+    prompts = list(map(len, prompt_tokens(texts["prompt"], tokenizer)))
     lengths = [len(each["prompt_ids"]) + max(len(each["chosen_ids"]), len(each["rejected_ids"])) for each in ids]
     most, no_room = np.quantile(lengths, 1 - MOST_CUT, method="higher"), np.array(prompts) >= max_length
-    back = [tokenizer.decode(tokenizer(row["chosen"])["input_ids"], skip_special_tokens=True) for row in rows]
+    back = tokenizer.batch_decode(tokenizer(chosen)["input_ids"], skip_special_tokens=True)
     return {
         "no_room": no_room,
         "over_long": [length > max_length for length in lengths],
         "boundary": [len(each["prompt_ids"]) < length for each, length in zip(ids, prompts, strict=True)],
-        "round_trip": [question_key(b) != question_key(row["chosen"]) for b, row in zip(back, rows, strict=True)],
+        "round_trip": [question_key(left) != question_key(right) for left, right in zip(back, chosen, strict=True)],
     }, {"max_length": max_length, "longest": max(lengths), "needed": max(most, *(lengths * no_room))}  # fmt: skip
 
 
@@ -853,11 +859,9 @@ def repair(pairs):
     """空白と Unicode の表し方を整え、同じペアを一つにし、(直したペア, 変えたことの表) を返します。"""
     before = pairs.to_pandas()
     table = before.assign(**{name: before[name].map(tidy) for name in PAIR_COLUMNS})
-    table["prompt"] = table["prompt"].map(lambda prompt: as_prompt(prompt) if prompt else "")
     again, edited = table.duplicated(PAIR_COLUMNS), (table != before)[PAIR_COLUMNS].any(axis=1)
-    changes = table.assign(件目=table.index + 1, 変えたこと="空白か文字を整えました")
-    changes.loc[again, "変えたこと"] = "前の行と同じなので除きました"
-    changes = changes.loc[again | edited, ["件目", "変えたこと"]]
+    done = np.where(again, "前の行と同じなので除きました", "空白か文字を整えました")
+    changes = table.assign(件目=table.index + 1, 変えたこと=done).loc[again | edited, ["件目", "変えたこと"]]
     return datasets.Dataset.from_pandas(table[~again], preserve_index=False), changes
 
 
@@ -891,12 +895,12 @@ def load_model(config: Config, show=None):
 
 
 def load_tokenizer(source):
-    """トークナイザを返します。パディングの印がなければ、EOS で代えます。"""
+    """トークナイザを返します。パディングの印がなければ EOS で代え、`chat_template` の書き方を持たせます。"""
     with explained("model", name=source):  # モデルに付いてきたプログラムは、実行しない
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.eos_token is None:
         raise HelperError("no_eos", name=source)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.pad_token, tokenizer.chat_template = tokenizer.pad_token or tokenizer.eos_token, chat_template(tokenizer)
     return tokenizer
 
 
@@ -947,7 +951,7 @@ def base_texts(config: Config) -> list[dict]:
             other = {"good": (name, facet), "other_facet": (name, rng.choice([f for f in FACET_NAMES if f != facet])),
                      "other_concept": (rng.choice([c for c in table if c != name]), facet)}.get(kind)  # fmt: skip
             answer = answer_of(*other, table) if other else spoil(kind, name, facet, table, rng, parts)
-            texts.append({"prompt": as_prompt(question.format(c=name)), "completion": answer})
+            texts.append({"prompt": f"質問: {question.format(c=name)}\n回答:", "completion": answer})
     return texts
 
 
@@ -994,7 +998,8 @@ def tiny_tokenizer(texts: list[str]):
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
         vocab_size=3000, initial_alphabet=alphabet, special_tokens=[end, "<|pad|>"], show_progress=False
     ))  # fmt: skip
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=end, eos_token=end, pad_token="<|pad|>")
+    marks = {"bos_token": end, "eos_token": end, "pad_token": "<|pad|>", "chat_template": PLAIN_TEMPLATE}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, **marks)
 
 
 # ======== 学習: LoRA → SFT → DPO。ノートブックのセルと同じ引数を作ります（違えばテストが落ちます）。
@@ -1060,14 +1065,15 @@ def fit(trainer):
 
 def train_sft(batch_size: int, config: Config, model, tokenizer, pairs, callbacks=()):
     """よい回答（chosen）をまねさせます。終わった `trl.SFTTrainer` を返します。"""
-    rows = training_rows(pairs, tokenizer).remove_columns("rejected").rename_column("chosen", "completion")
+    rows = pairs.select_columns(PAIR_COLUMNS).map(as_messages)
+    rows = rows.remove_columns("rejected").rename_column("chosen", "completion")
     args = sft_args(config, batch_size, len(pairs))
     return fit(trl.SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks]))
 
 
 def train_dpo(batch_size: int, config: Config, model, tokenizer, pairs, callbacks=()):
     """DPO で学習します。損失は論文の式 (7) です。終わった `trl.DPOTrainer` を返します。"""
-    rows, args = training_rows(pairs, tokenizer), dpo_args(config, batch_size, len(pairs))
+    rows, args = pairs.select_columns(PAIR_COLUMNS).map(as_messages), dpo_args(config, batch_size, len(pairs))
     trainer = with_terms(trl.DPOTrainer)(
         model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks]
     )
@@ -1078,8 +1084,8 @@ def train_dpo(batch_size: int, config: Config, model, tokenizer, pairs, callback
 def with_terms(trainer_class):
     """`trl.DPOTrainer` を、損失の二つの項 loss/preference と loss/sft も記録するものにします。
 
-    TRL は重みを付けた和だけを記録し、マイクロバッチの長さが違うと、あとから分けられません。SFT の項は、chosen の
-    1 トークンあたりの負の対数尤度です。選好の損失の重みが 0 なら、選好の項は NaN です。
+    TRL は和だけを記録し、マイクロバッチの長さが違うと、あとから分けられません。SFT の項は、chosen の 1 トークンあたり
+    の負の対数尤度です。選好の損失の重みが 0 なら、選好の項は NaN です。
     """
 
     class WithTerms(trainer_class):
@@ -1179,7 +1185,7 @@ def train(config: Config, pairs=None, base=None, callbacks=(), drive=None, repor
     train_pairs, eval_pairs = split_and_shuffle(pairs, config)
     if is_finished(config, pairs):
         report(say("finished"))
-        return load_run(config.output_dir)
+        return load_run(config.folder)
     with explained("disk", is_disk_error, folder=config.folder):
         model, tokenizer = begin_run(config, pairs, base, report, show)
         if processes().num_processes > 1:  # メモリの中のデータでは、TRL の作る cache が、プロセスごとに別になる
@@ -1351,8 +1357,7 @@ def with_adapter(model, which: str):
 def pair_logps(model, tokenizer, pairs, max_length: int = 128):
     """log p(chosen | prompt) と log p(rejected | prompt)（EOS を含む）の、(ペアの数, 2) の配列です。"""
     texts = []
-    for row in pairs.select_columns(PAIR_COLUMNS):
-        ids = tokenize_pair(row, tokenizer)
+    for ids in tokenize_pairs(pairs.select_columns(PAIR_COLUMNS), tokenizer):
         texts += [(len(ids["prompt_ids"]), (ids["prompt_ids"] + ids[side])[:max_length])
                   for side in ("chosen_ids", "rejected_ids")]  # fmt: skip
     model.eval()
@@ -1412,7 +1417,7 @@ def score_pairs(run: Run, pairs):
 
 def generate_responses(prompts, model, tokenizer, max_length: int = 128, sample=False) -> list[tuple[str, bool]]:
     """各質問への (回答, EOS まで生成したか) のリストです。貪欲法か、sample なら温度 TEMPERATURE のサンプリングです。"""
-    questions = [prompt_tokens(as_prompt(prompt), tokenizer) for prompt in prompts]
+    questions = prompt_tokens(prompts, tokenizer)
     positions = getattr(model.config, "max_position_embeddings", math.inf)
     max_length = min(max_length, positions)
     if (longest := max(map(len, questions))) >= max_length:
@@ -1475,8 +1480,7 @@ def is_readable(text: str) -> bool:
 def answer_table(run: Run, samples: int = 4):
     """検証用の質問への、三つのモデルの回答の表です。sample が 0 の行は貪欲法、1 からの行は温度 TEMPERATURE の回答です。
 
-    列は、eval_pairs の列（同じ質問は初めの一つ）、group（概念か質問）、MODELS の各名（回答）と、それに _ended（EOS まで
-    生成したか）、_chrf（chosen との近さ）、_kind（`kind_of_answer`。知識表にない概念では欠損）を付けたものです。
+    列は、eval_pairs の列（同じ質問は一つ）、group、MODELS の各名（回答）と、_ended、_chrf、_kind の付いたものです。
     """
     asked = run.eval_pairs.to_pandas().assign(group=pair_groups(run.eval_pairs)).drop_duplicates("prompt")
     table = pd.concat([asked.assign(sample=i) for i in range(samples + 1)], ignore_index=True)
@@ -1507,10 +1511,7 @@ def flawed_answers(name: str, facet: str) -> dict[str, str]:
 
 
 def kind_of_answer(answer: str, row: dict) -> str:
-    """回答の種類です。cut_off（句点で終わらない）、near_chosen（よい回答に近い）、FLAWS のほかの一つ、garbled です。
-
-    FLAWS は、知っているよくない回答とほぼ同じ文、garbled は、どれとも違う、うろ覚えや作り話の文です。
-    """
+    """回答の種類: cut_off（句点がない）、near_chosen、FLAWS の残り（知っている文に近い）、garbled（それ以外）です。"""
     if not answer.endswith("。"):
         return "cut_off"
     known = flawed_answers(row["concept"], row["facet"]) | {row["chosen"]: "near_chosen"}
@@ -1523,10 +1524,7 @@ def kind_of_answer(answer: str, row: dict) -> str:
 
 
 def answer_rates(table, which: str) -> dict:
-    """回答の性質の割合です。broken は、EOS まで生成しない、空、繰り返し、読めない、のどれかです。
-
-    知識表にない概念では、near_chosen は chrF が 70 以上、flawed（欠点ごとの割合）は空です。
-    """
+    """性質ごとの割合です。broken は下の四つのどれかです。知識表にない概念では、near_chosen は chrF が 70 以上です。"""
     answers, chosen, kinds = table[which], table["chosen"], table[f"{which}_kind"].dropna()
     readable = [is_readable(text) if is_readable(good) else not GARBLED.search(text)  # 日本語ではないデータもある
                 for text, good in zip(answers, chosen, strict=True)]  # fmt: skip
@@ -1543,8 +1541,8 @@ def answer_rates(table, which: str) -> dict:
 def cluster_interval(values, groups, draws: int = 2000, seed: int = 0) -> list[float]:
     """平均の 95 % 信頼区間です。グループ（概念）ごと復元抽出します（全問正解なら、概念の数での Wilson の式です）。"""
     table = pd.Series(np.asarray(values, float)).groupby(np.asarray(groups)).agg(["sum", "size"]).to_numpy()
-    if np.asarray(values).dtype == bool and len(set(values)) == 1:
-        return [len(table) / (len(table) + 1.96**2), 1.0] if all(values) else [0.0, 1.96**2 / (len(table) + 1.96**2)]
+    if set(values) == {1} or (np.asarray(values).dtype == bool and not any(values)):
+        return [len(table) / (len(table) + 1.96**2), 1.0] if any(values) else [0.0, 1.96**2 / (len(table) + 1.96**2)]
     picks = np.random.default_rng(seed).integers(len(table), size=(draws, len(table)))
     return np.quantile(np.divide(*table[picks].sum(axis=1).T), [0.025, 0.975]).tolist()
 
@@ -1565,7 +1563,7 @@ def evaluate_run(run: Run) -> dict:
     gains = greedy["dpo_chrf"] - greedy["base_chrf"]
     changes = {name: drawn["dpo_kind"].isin(kinds) * 1.0 - drawn["sft_kind"].isin(kinds)
                for name, kinds in KIND_GROUPS.items() if drawn["dpo_kind"].notna().all()}  # fmt: skip
-    lengths = [len(tokenize_pair(row, run.tokenizer)["chosen_ids"]) for row in run.eval_pairs]
+    lengths = [len(ids["chosen_ids"]) for ids in tokenize_pairs(run.eval_pairs, run.tokenizer)]
     by_flaw = held_out.groupby("flaw")["correct"].agg(["mean", "size"]) if "flaw" in held_out else held_out[:0]
     columns = {
         "eval_loss": np.logaddexp(0, -held_out["margin"]), "accuracy_after": held_out["correct"],
@@ -1636,11 +1634,7 @@ COLUMN_NAMES = {
 
 def show_table(table):
     """表を、日本語の列名で折り返して表示する形（`pandas` の Styler）にします。中の HTML は文字のまま表示します。"""
-    table = table.copy()
-    if "prompt" in table:
-        table["prompt"] = table["prompt"].map(bare_question)
-    if "flaw" in table:
-        table["flaw"] = table["flaw"].replace(FLAWS)
+    table = table.replace({"flaw": FLAWS})
     cells = {"text-align": "left", "vertical-align": "top", "white-space": "pre-wrap"}
     styled = table.rename(columns=COLUMN_NAMES).style.format(escape="html", precision=3, thousands=",", na_rep="—")
     return styled.set_properties(**cells).hide()
@@ -1684,17 +1678,24 @@ def plot_history(history: list, batch_size: int, last_step: int | None = None):
     return figure
 
 
+def plot_shares(axis, shares, colors) -> None:
+    """割合の、積み上げた横棒です。shares（`pandas.DataFrame`）の 1 行が 1 本です。"""
+    shares.fillna(0).plot.barh(stacked=True, ax=axis, width=0.7, xlim=(0, 1), color=colors)
+    for bars in axis.containers:
+        labels = [f"{bar.get_width():.0%}" if bar.get_width() >= 0.04 else "" for bar in bars]
+        axis.bar_label(bars, labels, label_type="center", fontsize=9)
+
+
 def plot_answers(run: Run):
     """引いた回答（一問に四つ）の、種類ごとの割合の図を返します。知識表にない概念では、性質ごとの割合です。"""
     drawn, figure = run.answers[run.answers["sample"] > 0], figures.Figure(figsize=(9, 3.6), layout="constrained")
     shares = pd.DataFrame({which: drawn[f"{which}_kind"].value_counts(normalize=True) for which in MODELS})
     colors = {kind: color for kind, color in ANSWER_COLORS.items() if kind in shares.index}
     rates, axis = pd.DataFrame(run.metrics["answers"]["sampled"]).drop(["chrf", "flawed"]), figure.subplots()
-    shares = shares.loc[[*colors]].fillna(0) if colors else rates.astype(float)
-    shares.T[::-1].plot.barh(stacked=bool(colors), ax=axis, width=0.7, xlim=(0, 1), color=colors or None)
-    for bars in axis.containers if colors else []:
-        axis.bar_label(bars, [f"{bar.get_width():.0%}" if bar.get_width() >= 0.04 else "" for bar in bars],
-                       label_type="center", fontsize=9)  # fmt: skip
+    if colors:
+        plot_shares(axis, shares.loc[[*colors]].T[::-1], colors)
+    else:
+        rates.astype(float).T[::-1].plot.barh(ax=axis, width=0.7, xlim=(0, 1))
     axis.set(title=f"Answers to held-out questions (sampled at temperature {TEMPERATURE})", xlabel="share")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure
@@ -1721,28 +1722,31 @@ def plot_margins(run: Run):
 
 
 def plot_sweep(results):
-    """`sweep` の表の図を返します。左から、学習の経過、検証の正解率、検証の回答の chosen との chrF です。
+    """`sweep` の表の図を返します。左から、学習の経過、検証の正解率、引いた回答の種類（KIND_GROUPS）の割合です。
 
-    点はシードの平均、横棒は最小から最大、縦の短い線は学習用の正解率です。差の区間は `compare_runs` が求めます。
+    点はシードの平均、横棒は概念ごとのブートストラップの 95 % 信頼区間、縦の短い線は学習用の正解率です。
     """
     figure, groups = figures.Figure(figsize=(14, 4.6), layout="constrained"), setting_groups(results)
-    curve, accuracy, closeness = figure.subplots(1, 3, width_ratios=(5, 4, 3))
+    curve, accuracy, answers = figure.subplots(1, 3, width_ratios=(5, 4, 4))
     key = "rewards/accuracies" if {"loss_type", "preference_weight"} & set(results) else "loss/preference"
     for i, rows in enumerate(groups.values()):
         history = pd.DataFrame(read_lines(Path(rows["folder"].iloc[0]) / "history.jsonl"))
         style = {"color": f"C{i}", "linestyle": ("-", "--", "-.", ":")[i % 4], "marker": "osD^vP"[i % 6]}
         mean = history[key].rolling(max(1, len(history) // 8), min_periods=1).mean()
         curve.plot(100 * history["step"] / history["step"].max(), mean, **style, markevery=(0.1 * (i % 5), 0.25))
-        for axis, name in ((accuracy, "accuracy_after"), (closeness, "chrf")):
-            axis.plot([rows[name].min(), rows[name].max()], [i, i], color=style["color"], linewidth=4, alpha=0.4)
-            axis.plot(rows[name].mean(), i, style["marker"], color=style["color"])
-            axis.annotate(f"{rows[name].mean():.3g}", (rows[name].mean(), i), (0, 8), textcoords="offset points")
+        values, concepts = held_out_values(rows["folder"])["accuracy_after"]
+        accuracy.plot(cluster_interval(values, concepts), [i, i], color=style["color"], linewidth=4, alpha=0.4)
+        accuracy.plot(values.mean(), i, style["marker"], color=style["color"])
+        accuracy.annotate(f"{values.mean():.1%}", (values.mean(), i), (0, 8), textcoords="offset points", ha="center")
         accuracy.plot(rows["accuracy_train"].mean(), i, "|", color="0.2", markersize=14)
+    shares = pd.DataFrame([rows.reindex(columns=[*KIND_GROUPS]).astype(float).mean() for rows in groups.values()])
+    plot_shares(answers, shares, ["#4daf7c", "#d9d9d9", "#d7301f"])
+    answers.legend(ncols=3, fontsize=9, loc="upper center")
     labels = [label.replace(", ", "\n") or "baseline" for label in groups]
     curve.set(xlabel="training progress (%)", ylabel=key, title="Training (moving average, first seed)")
-    accuracy.set(xlim=(0, 1.05), ylim=(len(labels) - 0.5, -0.7), title="Held-out accuracy (|: training pairs)",
-                 yticks=range(len(labels)), yticklabels=labels)  # fmt: skip
-    closeness.set(xlim=(0, 105), ylim=(len(labels) - 0.5, -0.7), yticks=[], title="Answers: chrF to chosen")
+    accuracy.set(xlim=(0, 1.05), ylim=(len(labels) - 0.5, -0.9), yticks=range(len(labels)), yticklabels=labels,
+                 title="Held-out accuracy, 95% interval (|: training)")  # fmt: skip
+    answers.set(ylim=(len(labels) - 0.5, -0.9), yticks=[], title=f"Answers sampled at {TEMPERATURE}")
     return figure
 
 
@@ -1759,7 +1763,7 @@ def run_identity(config: Config, pairs) -> str:
 
 def data_digest(config: Config, pairs) -> str:
     """ペアの中身と、フォルダにある元のモデルの重みのハッシュです。重みは、大きさと、等間隔の 64 か所だけを読みます。"""
-    columns = pairs.select_columns(sorted({*PAIR_COLUMNS, "concept"} & set(pairs.column_names)))
+    columns = pairs.select_columns(sorted({*PAIR_COLUMNS, "concept", "split"} & set(pairs.column_names)))
     digest = hashlib.sha256(json.dumps(columns.to_dict(), sort_keys=True).encode())
     for path in sorted(path for kind in ("safetensors", "bin") for path in Path(config.base_model).glob(f"*.{kind}")):
         size = path.stat().st_size
@@ -1781,7 +1785,7 @@ def is_finished(config: Config, pairs) -> bool:
     """config.output_dir に、同じ設定とデータの終わった実行があるかどうかです。別のものがあれば HelperError です。"""
     folder, saved = config.folder, {}
     with explained("cannot_write", folder=folder):
-        if not folder.exists() or all(path.suffix == ".tmp" for path in folder.iterdir()):
+        if not folder.exists() or all(path.suffix == ".tmp" or path.name[0] == "." for path in folder.iterdir()):
             return False
     with contextlib.suppress(OSError, ValueError, TypeError):
         saved = dict(json.loads((folder / "config.json").read_text("utf-8")))
@@ -1851,9 +1855,8 @@ def load_run(folder) -> Run:
 def model_card(run: Run, base: str, adapter: str) -> str:
     """モデルカードです。base と adapter は、元のモデルとアダプタを読むときの名前かパスです。"""
     base, adapter = (json.dumps(name, ensure_ascii=False) for name in (base, adapter))  # YAML と Python の文字列
-    form = CARD_FORMS["chat" if has_roles(run.tokenizer) else "plain"]
     read = say("tiny_read") if run.config.base_model == OFFLINE_TINY else ""
-    values = {"config": run.config, "base": base, "adapter": adapter, "form": form, "read": read}
+    values = {"config": run.config, "base": base, "adapter": adapter, "read": read}
     return MODEL_CARD.format(summary=summary_table(run.metrics), **values, **run.metrics)
 
 
@@ -1924,14 +1927,14 @@ def keep_run(folder: Path, drive: Path | None) -> tuple[Path | None, str]:
             shutil.rmtree(drive / f"{folder.name}.partial", ignore_errors=True)  # 途中経過は、もう要らない
             return drive / folder.name, say("kept", folder=drive / folder.name)
         except OSError as error:
-            reason = say("drive_full", reason=error)
+            reason = say("drive_lost", reason=error)
     return None, reason + say("zipped", path=shutil.make_archive(str(folder), "zip", folder.parent, folder.name))
 
 
 def push_run(run: Run, repository: str, private: bool = True) -> str:
     """アダプタとモデルカードを Hub に置き、その URL を返します。トークンは huggingface_hub が読みます。"""
-    if run.config.base_model == OFFLINE_TINY:
-        raise HelperError("tiny_hub")
+    if run.config.base_model == OFFLINE_TINY or os.path.isdir(run.config.base_model):
+        raise HelperError("local_base", name=run.config.base_model)
     with explained("hub", name=repository):
         api = hub.HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
@@ -1952,8 +1955,8 @@ NOT_BEFORE_DPO = ("beta", "loss_type", "preference_weight", "sft_weight", "num_t
 def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results", report=print, drive=None):
     """grid の設定と seeds のすべての組を実行し、1 回につき 1 行の表（`pandas.DataFrame`）を返します。
 
-    grid は {項目: 値かそのリスト} か、{項目: 値} のリストです。表は folder/<name>.csv にも書き、もう一度呼ぶと、終わっ
-    ていないものだけを実行します。失敗した実行は、error の列に理由を残します。drive は、写しを置くフォルダです。
+    grid は {項目: 値かそのリスト} か {項目: 値} のリスト、drive は写しを置くフォルダです。表は folder/<name>.csv にも
+    書き、もう一度呼ぶと、残りだけを実行します。失敗した実行は、error の列に理由を残します。
     """
     folder, rows, runs = Path(folder), [], planned_runs(base_config, grid, seeds)
     varied = dict.fromkeys(key for settings, _ in runs for key in settings)
@@ -2018,15 +2021,18 @@ def setting_label(settings: dict) -> str:
                      for name, value in settings.items() if value == value and value is not None)  # fmt: skip
 
 
-def held_out_values(folder) -> dict:
-    """終わった実行のフォルダの、検証の成績です: {指標: (値, グループ)}。KIND_GROUPS のものは、引いた回答の種類です。"""
-    pairs, answers = (pd.DataFrame(read_lines(Path(folder) / f"{name}.jsonl")) for name in ("pairs", "answers"))
-    pairs, greedy, drawn = pairs.query("split == 'eval'"), answers.query("sample == 0"), answers.query("sample > 0")
-    shares = {name: (drawn, drawn["dpo_kind"].isin(kinds).where(drawn["dpo_kind"].notna()))
-              for name, kinds in KIND_GROUPS.items()}  # fmt: skip
-    values = {"eval_loss": (pairs, np.logaddexp(0, -pairs["margin"])), "accuracy_after": (pairs, pairs["correct"]),
-              "chrf": (greedy, greedy["dpo_chrf"]), **shares}  # 知識表にない概念では、種類は NaN
-    return {name: (np.asarray(each, float), list(table["group"])) for name, (table, each) in values.items()}
+def held_out_values(folders) -> dict:
+    """シードだけが違う実行（フォルダのリスト）の、検証の成績の平均です: {指標: (値, グループ)}。測れないものは NaN。"""
+    runs = []
+    for folder in map(Path, folders):
+        pairs, answers = (pd.DataFrame(read_lines(folder / f"{name}.jsonl")) for name in ("pairs", "answers"))
+        pairs, greedy, drawn = pairs.query("split == 'eval'"), answers.query("sample == 0"), answers.query("sample > 0")
+        runs.append({"eval_loss": (pairs, np.logaddexp(0, -pairs["margin"])), "chrf": (greedy, greedy["dpo_chrf"]),
+                     "accuracy_after": (pairs, pairs["correct"])})  # fmt: skip
+        for name, kinds in KIND_GROUPS.items():
+            runs[-1][name] = drawn, drawn["dpo_kind"].isin(kinds).where(drawn["dpo_kind"].notna())
+    return {name: (np.mean([np.asarray(run[name][1], float) for run in runs], 0), list(table["group"]))
+            for name, (table, _) in runs[0].items()}  # fmt: skip
 
 
 def compare_runs(folders, baseline) -> dict[str, list[float]]:
@@ -2034,12 +2040,11 @@ def compare_runs(folders, baseline) -> dict[str, list[float]]:
 
     シードで平均したペアごとの差の、概念ごと復元抽出した 95 % 信頼区間です。比べられない指標は省きます。
     """
-    left, right = ([held_out_values(folder) for folder in side] for side in (folders, baseline))
-    result = {}
-    for name, (_, groups) in left[0].items():
-        if right[0][name][1] != groups:
+    left, right, result = held_out_values(folders), held_out_values(baseline), {}
+    for name, (values, groups) in left.items():
+        if right[name][1] != groups:
             return {}
-        gains = np.mean([each[name][0] for each in left], 0) - np.mean([each[name][0] for each in right], 0)
+        gains = values - right[name][0]
         if np.isfinite(gains).all():
             result[name] = [float(gains.mean()), *cluster_interval(gains, groups)]
     return result
@@ -2152,9 +2157,10 @@ MESSAGES = {
     "no_gpu": "GPU がないので、その場で作る小さなモデル offline-tiny と、その推奨値を使います。DialoGPT-small を調整するには、「ランタイム」→「ランタイムのタイプを変更」で T4 GPU を選び、もう一度「すべてのセルを実行」を押してください。",
     "knowledge": "知識表の「{line}」を読めません。ほかの分野に同じ名前がないか、欄が八つあるか、種類が FACETS の how: の後の語かを確かめてください。",
     "too_many_pairs": "num_pairs が {wanted} ですが、知識表から作れるペアは、この分割では {most} ほどまでです。num_pairs を減らすか、dpo_helpers.py の末尾の知識表に概念の行を足してください。",
-    "one_group": "概念（concept の列がなければ質問）が {count} 種類しかありません。学習用と検証用に分けるには、2 種類以上が必要です。",
+    "one_group": "概念（concept の列がなければ質問）が {groups!r:.100} だけで、1 種類しかありません。学習用と検証用に分けるには、2 種類以上が必要です。",
+    "split": "split の列にあるのは {groups!r:.100} です。train（学習用）と eval（検証用）の二つだけにするか、列を除いてください（除けば、自動で分けます）。",
     "no_rows": "データに行が一つもありません。ペアを 1 行に一つずつ入れてください。",
-    "data_file": "データのファイル {path} を読めません（{reason}）。パスと中身を確かめてください。文字コードは UTF-8 か CP932（Excel の CSV）です。Google Drive のファイルなら、先に左のファイル一覧から接続してください。Colab に直接アップロードしたファイルは、接続が切れると消えます。",
+    "data_file": "データのファイル {path} を読めません（{reason}）。パスと中身を確かめてください。文字コードは UTF-8 か CP932（Excel の CSV）です。Google Drive のファイルなら、接続を許可してください。Colab に直接アップロードしたファイルは、接続が切れると消えます。",
     "json_line": "データのファイル {path} の {number} 行目を JSON として読めません（{reason}）。直してください。",
     "data_kind": "データ {path} は、読める形式のファイルではありません。jsonl、json、csv、tsv、parquet のどれかにしてください（Excel では「CSV UTF-8」で保存します。pickle は、任意の処理が動き得るので読みません）。",
     "data_hub": "データ {name} を読み込めませんでした（{reason}）。builtin、Hub の名前（split は「名前:split」）、jsonl/json/csv/tsv/parquet のどれかを指定してください。",
@@ -2163,7 +2169,7 @@ MESSAGES = {
     "columns": "{place}の列は {columns} です。DPO には、同じ質問への二つの回答が要ります。列の名前を prompt（質問）、chosen（よい回答）、rejected（よくない回答）にしてください。",
     "different_start": "{place}で、chosen と rejected の会話が、最後の回答より前で違っています。同じ会話への二つの回答にそろえるか、この行を除いてください。",
     "no_answer": "{place}の会話が、回答（assistant の発言）で終わっていません。直してください。",
-    "not_text": "{place}に {value!r:.50} があります。文字列か、role と content の辞書のリストに直してください。",
+    "not_text": "{place}に {value!r:.50} があります。文字列か、role（user、assistant、system など）と content の辞書のリストに直してください。",
     "bad_data": "データを学習に使えません。{errors}",
     "model": "モデル {name} を読み込めませんでした（{reason}）。名前のつづりとネットワークを確かめるか、手元のモデルのフォルダ、または base_model=offline-tiny（ネットワーク不要）を指定してください。",
     "no_eos": "モデル {name} に、終わりの印（EOS）がありません。別のモデルにしてください。",
@@ -2205,11 +2211,10 @@ MESSAGES = {
     "drive": "途中経過と結果を、「マイドライブ/{folder}」にも保存します。",
     "drive_lost": "Google Drive に保存できませんでした（{reason}）。このマシンで続けます。",
     "drive_unread": "Google Drive を読めません（{reason}）。初めから学習します。",
-    "drive_full": "Google Drive に保存できませんでした（{reason}）。",
     "kept": "Google Drive の {folder} にコピーし、大きさを確かめました。Google に送り終わるまで、さらに数分かかることがあります。",
     "zipped": "{path} にまとめました。Colab では、左のファイル一覧からダウンロードしてください。",
     "resume": "途中の実行があります。DPO の {step} から続けます。",
-    "tiny_hub": "offline-tiny は元のモデルが Hub にないので、アップロードできません。",
+    "local_base": "元のモデル {name} が Hub にないので、アップロードしても、ほかの人は使えません。Hub のモデルの名前を base_model に指定して学習したものだけを、アップロードできます。",
     "hub": "Hub の {name} にアップロードできませんでした（{reason}）。「ユーザー名/リポジトリ名」の形と、トークンの書き込み（write）の権限を確かめてください。Colab では、左の鍵の印でシークレット HF_TOKEN を作り、「ノートブックからのアクセス」をオンにします。結果は、結果のフォルダに残っています。",
     "public_hub": "Hub の {name} は公開のリポジトリです。別の名前にするか、hub_private のチェックを外してください。",
     "gain": "「{name}」の差（DPO あり − なし）: {gain[0]:+.3f}（95 % 信頼区間 {gain[1]:+.3f}〜{gain[2]:+.3f}）",
@@ -2236,10 +2241,6 @@ SUMMARY = {
     "メモリの最大値（GPU では PyTorch が割り当てた量）": "{peak_memory_gb:.2f} GB",
 }
 
-CARD_FORMS = {
-    "plain": '質問は `"質問: …\\n回答:"` の形で渡します。',
-    "chat": "質問は、`tokenizer.apply_chat_template` で、user の発言として渡します。",
-}
 MODEL_CARD = """---
 library_name: peft
 base_model: {base}
@@ -2267,7 +2268,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), 
 tokenizer = AutoTokenizer.from_pretrained({adapter})
 ```
 
-{form}
+質問は、`tokenizer.apply_chat_template` で、user の発言として渡します。
 """
 
 # 観点: (回答の書き出し, 質問のしかた, …)。{c} に概念の名前が入ります。「:」の後は、その聞き方をする概念の種類です。

@@ -27,21 +27,17 @@ def audit(rows, tokenizer, max_length=128):
     return {found["check"]: found for found in dpo.audit_pairs(Dataset.from_list(rows), tokenizer, max_length)}
 
 
-def question(row):
-    return row["prompt"].removeprefix("質問: ").removesuffix("\n回答:")
-
-
 PLANTED = {
     "empty": lambda row, last: {"rejected": " \n"},
     "equal": lambda row, last: {"rejected": row["chosen"].replace("。", "｡ ")},
-    "no_room": lambda row, last: {"prompt": f"質問: {question(row) * 20}\n回答:"},
+    "no_room": lambda row, last: {"prompt": row["prompt"] * 20},
     "duplicate": lambda row, last: last,
     "contradiction": lambda row, last: last | {"chosen": last["rejected"], "rejected": last["chosen"]},
-    "prompt_in_answer": lambda row, last: {"chosen": question(row) + row["chosen"]},
+    "prompt_in_answer": lambda row, last: {"chosen": row["prompt"] + row["chosen"]},
     "no_japanese": lambda row, last: {"chosen": "It is a technique."},
     "garbled": lambda row, last: {"chosen": row["chosen"].encode().decode("cp932", "replace")},
     "over_long": lambda row, last: {"rejected": row["rejected"] * 5},
-    "boundary": lambda row, last: {"prompt": row["prompt"] + " "},
+    "boundary": lambda row, last: {"chosen": ":" + row["chosen"]},  # 「:」二つが、一つのトークンになる
 }
 
 
@@ -80,8 +76,22 @@ def test_generated_pairs_are_clean(seed, number, tokenizer):
     assert 0.45 <= values["length_rule"] <= 0.58 and 0.5 <= values["ngram_rule"] <= 0.77
 
 
+@pytest.mark.parametrize("nothing", [
+    "", "None", "nan", "NULL", "N/A", "#NAME?", " \u3000", "\u200b", "\ufeff", "\u00ad", "\u3164", "\u2060 \u200b",
+])  # fmt: skip
+def test_a_cell_that_only_looks_filled_is_empty(nothing, rows, tokenizer):
+    rows[3]["rejected"] = nothing
+    found = audit(rows, tokenizer)["empty"]
+    assert found["severity"] == "error" and found["rows"] == [3] and "見えない文字" in found["advice"]
+
+
+def test_answers_that_differ_only_by_invisible_characters_are_equal(rows, tokenizer):
+    rows[5]["rejected"] = rows[5]["chosen"][:4] + "\u200b" + rows[5]["chosen"][4:] + "\ufeff"
+    assert audit(rows, tokenizer)["equal"]["rows"] == [5]
+
+
 def test_over_long_pairs_come_with_the_length_that_would_hold_them(rows, tokenizer):
-    ids = [dpo.tokenize_pair(row, tokenizer) for row in rows]
+    ids = dpo.tokenize_pairs(Dataset.from_list(rows), tokenizer)
     longest = max(len(i["prompt_ids"]) + max(len(i["chosen_ids"]), len(i["rejected_ids"])) for i in ids)
     assert f" {longest} " in audit(rows, tokenizer, 100)["over_long"]["advice"]
     assert "over_long" not in audit(rows, tokenizer, longest)

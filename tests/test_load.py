@@ -9,10 +9,11 @@ from datasets import Dataset
 import dpo_helpers as dpo
 
 ROWS = [{"prompt": f"AI{i}とは？", "chosen": f"技術、その{i}です。", "rejected": "さあ"} for i in range(3)]
-READ = [row | {"prompt": f"質問: {row['prompt']}\n回答:"} for row in ROWS]
 USER = {"role": "user", "content": "何？"}
 GOOD, BAD = ({"role": "assistant", "content": content} for content in ("これ", "さあ"))
 ANSWERS = {"chosen": "これ", "rejected": "さあ"}
+SYSTEM = {"role": "system", "content": "簡潔に"}
+TURNS = [{"role": role, "content": text} for role, text in (("user", "あ"), ("assistant", "い"), ("user", "う"))]
 
 
 def table_text(delimiter=","):
@@ -20,24 +21,26 @@ def table_text(delimiter=","):
 
 
 @pytest.mark.colab
-def test_all_file_kinds_and_encodings_give_the_same_pairs(tmp_path):
+def test_all_file_kinds_and_encodings_give_the_same_pairs(tmp_path, monkeypatch):
     lines, table = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS), table_text()
     texts = {"a.jsonl": lines + "\n\n", "bom.jsonl": "\ufeff" + lines, "lines.json": lines, "a.csv": table,
              "a.json": json.dumps(ROWS, indent=1), "bom.csv": "\ufeff" + table, "blank.csv": table + ",,\r\n,,\r\n",
+             "wider.csv": table.replace("\r\n", ",,\r\n"),
              "a.tsv": table_text("\t"), "tab.csv": table_text("\t"), "semicolon.csv": table_text(";")}  # fmt: skip
     for name, text in texts.items():
         (tmp_path / name).write_bytes(text.encode())
     (tmp_path / "excel.csv").write_bytes(table.encode("cp932"))  # Excel の「CSV」。「CSV UTF-8」は BOM つき
     Dataset.from_list(ROWS).to_parquet(tmp_path / "a.parquet")
-    sources = [ROWS, Dataset.from_list(ROWS), *sorted(tmp_path.iterdir()), str(tmp_path / "a.tsv")]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sources = [ROWS, Dataset.from_list(ROWS), *sorted(tmp_path.iterdir()), f" {tmp_path / 'a.tsv'} ", "~/a.tsv"]
     for source in sources:
-        assert dpo.load_pairs(source).to_list() == READ, source
+        assert dpo.load_pairs(source).to_list() == ROWS, source
     assert dpo.load_pairs(dpo.build_pairs(40)).to_list() == dpo.build_pairs(40).to_list()
 
 
 def test_quotes_line_breaks_and_the_word_na_in_csv_survive(tmp_path):
     (tmp_path / "a.csv").write_text('prompt,chosen,rejected\nNA,"一行目\n二行目、""引用""","a, b"\n', "utf-8")
-    expected = {"prompt": "質問: NA\n回答:", "chosen": '一行目\n二行目、"引用"', "rejected": "a, b"}
+    expected = {"prompt": "NA", "chosen": '一行目\n二行目、"引用"', "rejected": "a, b"}
     assert dpo.load_pairs(tmp_path / "a.csv").to_list() == [expected]
 
 
@@ -48,20 +51,41 @@ def test_quotes_line_breaks_and_the_word_na_in_csv_survive(tmp_path):
     ({"instruction": "要約して", "input": ""} | ANSWERS, "要約して"),
     ({"prompt": None, "instruction": "何？", "input": float("nan")} | ANSWERS, "何？"),
     ({"input": "何？"} | ANSWERS, "何？"),
-    ({"system": "簡潔に", "question": "何？"} | ANSWERS, "簡潔に\n何？"),
+    ({"system": "簡潔に", "question": "何？"} | ANSWERS, "システム: 簡潔に\n質問: 何？"),
     ({"Prompt": "何？", " Chosen ": "これ", "Rejected": "さあ"}, "何？"),
     ({"chosen": [USER, GOOD], "rejected": [USER, BAD]}, "何？"),
     ({"prompt": "何？", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "何？"),
     ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, "何？"),
     ({"messages": [USER], "chosen": GOOD, "rejected": BAD}, "何？"),
+    ({"messages": [USER, GOOD]} | ANSWERS, "何？"),  # よい回答まで含む会話
+    ({"messages": [SYSTEM, USER]} | ANSWERS, "システム: 簡潔に\n質問: 何？"),
+    ({"messages": [{"role": "Developer", "content": "簡潔に"}, {"role": "User", "content": "何？"}]} | ANSWERS,
+     "システム: 簡潔に\n質問: 何？"),
+    ({"messages": [{"role": "prompter", "content": "何？"}], "chosen": GOOD | {"role": "bot"},
+      "rejected": BAD | {"role": "アシスタント"}}, "何？"),
+    ({"prompt": "何？", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+     "システム: 簡潔に\n質問: 何？"),  # 前の発言は、質問の列にないものも失わない
+    ({"prompt": "う", "chosen": [*TURNS, GOOD], "rejected": [*TURNS, BAD]}, "あ\n回答: い\n質問: う"),
     ({"conversations": [{"from": "human", "value": "あ"}, {"from": "gpt", "value": "い"},
                         {"from": "human", "value": "う"}]} | ANSWERS, "あ\n回答: い\n質問: う"),  # hh-rlhf-12k-ja
 ])  # fmt: skip
 def test_columns_of_real_preference_sets_are_understood(row, prompt, tmp_path):
-    expected = [{"prompt": f"質問: {prompt}\n回答:"} | ANSWERS]
+    expected = [{"prompt": prompt} | ANSWERS]
     assert dpo.load_pairs([row]).to_list() == expected
     Dataset.from_list([row]).to_parquet(tmp_path / "a.parquet")  # 入れ子の会話も Parquet から読める
     assert dpo.load_pairs(tmp_path / "a.parquet").to_list() == expected
+
+
+@pytest.mark.parametrize(("prompt", "turns"), [
+    ("何？", [("user", "何？")]),
+    ("質問: 何？\n回答:", [("user", "何？")]),
+    ("あ\n回答: い\n質問: う", [("user", "あ"), ("assistant", "い"), ("user", "う")]),
+    ("システム：簡潔に\n 質問 : 何？", [("system", "簡潔に"), ("user", "何？")]),
+    ("次の形で答えて。\n回答: はい か いいえ", [("user", "次の形で答えて。\n回答: はい か いいえ")]),  # 会話ではない
+    ("", [("user", "")]),
+])  # fmt: skip
+def test_a_prompt_becomes_its_turns(prompt, turns):
+    assert dpo.as_conversation(prompt) == [{"role": role, "content": content} for role, content in turns]
 
 
 def test_empty_cells_of_pandas_are_no_concept():
@@ -82,6 +106,8 @@ REFUSED = {
     "壊れた絵文字": ([{"prompt": "a", "chosen": "\ud83d", "rejected": "c"}], ["1 件目", "ud83d"]),
     "壊れた概念": ([ROWS[0] | {"concept": "\ud83d"}], ["1 件目"]),
     "重なった見出し": ([ROWS[0] | {" Chosen": "c"}], ["chosen"]),
+    "知らない役割": ([{"messages": [{"role": "tool", "content": "3"}, USER]} | ANSWERS], ["1 件目", "tool"]),
+    "食い違う会話": ([{"prompt": "何？", "chosen": [SYSTEM, GOOD], "rejected": [BAD]}], ["1 件目", "違って"]),
     "役割がリスト": ([{"prompt": "a", "chosen": [GOOD | {"role": ["x"]}], "rejected": "c"}], ["1 件目"]),
 }
 BROKEN = {

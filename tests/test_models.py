@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from conftest import finish
+from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import dpo_helpers as dpo
@@ -102,10 +103,11 @@ def test_every_kind_of_model_trains_and_a_saved_run_answers_as_before(trained):
 
 @pytest.mark.colab
 def test_training_scoring_and_generation_see_the_same_tokens(trained):
-    """`tokenize_pair` は TRL が学習に使ったトークン番号と同じで、生成の質問も同じ始まりです。BOS は一つまでです。"""
+    """`tokenize_pairs` は TRL が学習に使ったトークン番号と同じで、生成の質問も同じ始まりです。BOS は一つまでです。"""
     run, data = trained
-    for pair, row in zip(run.train_pairs, data, strict=True):
-        ids, prompt = dpo.tokenize_pair(pair, run.tokenizer), dpo.prompt_tokens(pair["prompt"], run.tokenizer)
+    tokens = dpo.tokenize_pairs(run.train_pairs, run.tokenizer)
+    prompts = dpo.prompt_tokens(run.train_pairs["prompt"], run.tokenizer)
+    for pair, row, ids, prompt in zip(run.train_pairs, data, tokens, prompts, strict=True):
         assert ids == {name: list(row[name]) for name in ids}
         assert prompt[: len(ids["prompt_ids"])] == ids["prompt_ids"]
         assert prompt.count(run.tokenizer.bos_token_id) <= 1 and ids["chosen_ids"] != ids["rejected_ids"]
@@ -118,12 +120,33 @@ def test_training_scoring_and_generation_see_the_same_tokens(trained):
 @pytest.mark.colab
 def test_dialogpt_keeps_the_plain_form(small_base):
     """DialoGPT のテンプレートは、発言をつなぐだけで役割がないので、使いません。"""
-    tokenizer, pair = transformers.AutoTokenizer.from_pretrained(small_base), dpo.build_pairs(20)[0]
-    plain = dpo.tokenize_pair(pair, tokenizer)
+    tokenizer, pairs = transformers.AutoTokenizer.from_pretrained(small_base), dpo.build_pairs(20)
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
-    assert dpo.tokenize_pair(pair, tokenizer) == plain
-    whole = tokenizer.decode(plain["prompt_ids"] + plain["chosen_ids"])
-    assert whole == pair["prompt"] + pair["chosen"] + tokenizer.eos_token
+    for pair, ids in zip(pairs, dpo.tokenize_pairs(pairs, tokenizer), strict=True):
+        whole = f"質問: {pair['prompt']}\n回答:{pair['chosen']}{tokenizer.eos_token}"
+        assert ids["prompt_ids"] + ids["chosen_ids"] == tokenizer(whole)["input_ids"]
+        assert ids["prompt_ids"] == tokenizer(f"質問: {pair['prompt']}\n回答:")["input_ids"]
+    (turns,) = dpo.prompt_tokens(["システム: 簡潔に\n質問: あ\n回答: い\n質問: う"], tokenizer)
+    assert tokenizer.decode(turns) == f"簡潔に\n質問: あ\n回答:い{tokenizer.eos_token}質問: う\n回答:"
+    (ended,) = dpo.tokenize_pairs(Dataset.from_list([pairs[0] | {"chosen": f"はい{tokenizer.eos_token}"}]), tokenizer)
+    assert ended["chosen_ids"].count(tokenizer.eos_token_id) == 1  # もう付いていれば、重ねない
+
+
+@pytest.mark.colab
+def test_earlier_turns_and_the_system_message_reach_the_template(small_base):
+    tokenizer = dpo.load_tokenizer(small_base)
+    tokenizer.chat_template = CHATML
+    (turns,) = dpo.prompt_tokens(["システム: 簡潔に\n質問: あ\n回答: い\n質問: う"], tokenizer)
+    said = re.findall(r"<\|im_start\|>(\w+)\n(?:<think>\s*</think>\s*)?(.*)<\|im_end\|>", tokenizer.decode(turns))
+    assert said == [("system", "簡潔に"), ("user", "あ"), ("assistant", "い"), ("user", "う")]
+
+
+def test_a_tokenizer_that_always_starts_with_bos_keeps_it():
+    """Llama の形（テンプレートなし）では、BOS が一つ、質問の前に付きます。"""
+    tokenizer, pairs = sentence_pieces(), dpo.build_pairs(20)
+    for pair, ids in zip(pairs, dpo.tokenize_pairs(pairs, tokenizer), strict=True):
+        assert ids["prompt_ids"] == tokenizer(f"質問: {pair['prompt']}\n回答:")["input_ids"]
+        assert ids["prompt_ids"].count(tokenizer.bos_token_id) == 1
 
 
 @pytest.mark.colab

@@ -153,7 +153,7 @@ def test_first_notebook_runs_to_the_end_and_again_in_place(executed):
 
 
 def test_a_settings_file_is_used(small_config, tmp_path):
-    best, names = tmp_path / "best_config.json", {"dpo": dpo}
+    best, names = tmp_path / "best_config.json", {"dpo": dpo, "drive_folder": None}
     best.write_text(json.dumps(asdict(small_config(beta=0.25, lora_alpha=None, lora_r=None))))
     notebook = with_settings(config_file=str(best), beta=1.0)
     for name in ("settings", "config"):

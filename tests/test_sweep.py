@@ -1,7 +1,9 @@
 """設定を変えた実行を並べる sweep と、その図を確かめます。"""
 
+import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -136,13 +138,18 @@ def drawn(axis, marker):
 
 def test_the_figure_shows_the_values_of_the_table(swept):
     one = swept[2][["beta", *swept[2].columns.drop(["beta", "learning_rate"])]].iloc[[0, 2]]
-    curve, accuracy, closeness = dpo.plot_sweep(one).axes
+    curve, accuracy, answers = dpo.plot_sweep(one).axes
     assert [label.get_text() for label in accuracy.get_yticklabels()] == ["beta=0.1", "beta=0.5"]
-    assert curve.get_ylabel() == "loss/preference" and "chrF" in closeness.get_title()
+    assert curve.get_ylabel() == "loss/preference" and "sampled" in answers.get_title()
     history = pd.read_json(f"{one['folder'].iloc[1]}/history.jsonl", lines=True)["loss/preference"]
     assert curve.lines[1].get_ydata()[-1] == pytest.approx(history[-(len(history) // 8) :].mean())
-    for axis, name in ((accuracy, "accuracy_after"), (closeness, "chrf")):
-        assert drawn(axis, "o") + drawn(axis, "s") == [[value, i] for i, value in enumerate(one[name])]
+    for i, (_, row) in enumerate(one.iterrows()):
+        assert drawn(accuracy, "os"[i]) == [[row["accuracy_after"], i]]
+        metrics = json.loads(Path(row["folder"], "metrics.json").read_text("utf-8"))
+        assert list(accuracy.lines[3 * i].get_xdata()) == pytest.approx(metrics["accuracy_interval"])
+        widths = [bars[i].get_width() for bars in answers.containers]
+        assert widths == pytest.approx([row[name] for name in dpo.KIND_GROUPS], abs=1e-6)
+        assert sum(widths) == pytest.approx(1)  # near_chosen、garbled、flawed で、すべて
     assert drawn(accuracy, "|") == [[value, i] for i, value in enumerate(one["accuracy_train"])]
 
 
@@ -218,12 +225,21 @@ def test_the_kinds_of_answers_are_compared_one_by_one(tmp_path):
     assert found["garbled"] == [0.25, 0.0, 0.5] and found["near_chosen"] == [0.25, 0.0, 0.5]
 
 
-def test_the_figure_shows_the_mean_and_range_over_seeds_and_accuracy_for_other_losses(swept):
-    one = swept[2][:1].drop(columns=["beta", "learning_rate"])
-    seeds = pd.concat([one, one.assign(seed=1, accuracy_after=one["accuracy_after"] / 2)])
+def test_the_figure_shows_the_mean_over_seeds_and_accuracy_for_other_losses(swept):
+    seeds = swept[2][:2].drop(columns=["beta", "learning_rate"]).assign(seed=[42, 1])  # 学習率の違いを、シードの違いに
     losses = pd.concat([seeds.assign(loss_type="sigmoid"), seeds.assign(loss_type="ipo")])
-    curve, accuracy, _ = dpo.plot_sweep(losses[["loss_type", *one.columns]]).axes
+    curve, accuracy, answers = dpo.plot_sweep(losses[["loss_type", *seeds.columns]]).axes
     assert curve.get_ylabel() == "rewards/accuracies"
-    (whole,) = one["accuracy_after"]
-    assert list(accuracy.lines[0].get_xdata()) == [whole / 2, whole] and drawn(accuracy, "o")[0][0] == whole * 0.75
+    assert drawn(accuracy, "o")[0] == [pytest.approx(seeds["accuracy_after"].mean()), 0]
+    assert answers.containers[2][0].get_width() == pytest.approx(seeds["flawed"].mean())
     assert [label.get_text() for label in dpo.plot_sweep(seeds).axes[1].get_yticklabels()] == ["baseline"]
+
+
+def test_the_figure_of_own_data_has_an_interval_even_when_all_are_right(tmp_path):
+    """知識表にない概念では、種類の代わりに、よい回答に近い割合だけの棒になります。"""
+    folder = write_run(tmp_path / "own", [None] * 4)
+    (folder / "history.jsonl").write_text('{"step": 1, "loss/preference": 0.7}\n', "utf-8")
+    row = {"seed": 42, "error": None, "folder": str(folder), "accuracy_train": 1.0, "near_chosen": 0.25, "flawed": None}
+    _, accuracy, answers = dpo.plot_sweep(pd.DataFrame([row])).axes
+    assert list(accuracy.lines[0].get_xdata()) == pytest.approx([2 / (2 + 1.96**2), 1])  # 概念が二つのときの Wilson
+    assert [bars[0].get_width() for bars in answers.containers] == [0.25, 0, 0]

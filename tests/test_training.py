@@ -64,8 +64,9 @@ def history_of(config, micro):
 def test_scores_agree_with_a_direct_computation_and_with_the_reference_of_trl(small_run):
     row, config = dpo.score_pairs(small_run, small_run.eval_pairs).iloc[0], small_run.config
     model, tokenizer = small_run.model.eval(), small_run.tokenizer
-    prompt = tokenizer(row["prompt"])["input_ids"]
-    whole = torch.tensor([tokenizer(row["prompt"] + row["chosen"] + tokenizer.eos_token)["input_ids"]])
+    question = f"質問: {row['prompt']}\n回答:"
+    prompt = tokenizer(question)["input_ids"]
+    whole = torch.tensor([tokenizer(question + row["chosen"] + tokenizer.eos_token)["input_ids"]])
     with torch.no_grad():
         logps = model(whole).logits[0, :-1].log_softmax(-1).gather(1, whole[0, 1:, None])[len(prompt) - 1 :]
     assert row["logp_dpo_chosen"] == pytest.approx(logps.sum().item(), abs=1e-3)

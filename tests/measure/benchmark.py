@@ -122,7 +122,7 @@ def measure(train, config: dpo.Config, count: int) -> dict:
         size = sum(p.numel() for name, p in model.named_parameters() if "lora_" not in name)
         train_pairs, _ = dpo.split_and_shuffle(dpo.build_pairs(min(3000, max(60, 2 * count))), config)
         pairs = train_pairs.select(range(count)).select_columns(dpo.PAIR_COLUMNS)
-        ids = [dpo.tokenize_pair(row, tokenizer) for row in pairs]
+        ids = dpo.tokenize_pairs(pairs, tokenizer)
         tokens = sum(2 * len(i["prompt_ids"]) + len(i["chosen_ids"]) + len(i["rejected_ids"]) for i in ids)
         with Memory() as memory:
             started = time.perf_counter()

@@ -24,7 +24,7 @@ def main(*folders: str) -> None:
     runs = [dpo.load_run(folder) for folder in folders]
     for run in runs:
         print(run.config.folder, dpo.add_control(run, dpo.prepare_pairs(run.config)), sep="\n", flush=True)
-    both = [tuple(map(dpo.held_out_values, (folder, f"{folder}_control"))) for folder in folders]
+    both = [tuple(dpo.held_out_values([each]) for each in (folder, f"{folder}_control")) for folder in folders]
     found = {"seeds": [run.config.seed for run in runs]}
     for name in (*dpo.KIND_GROUPS, "chrf"):
         gains = np.concatenate([dpo_[name][0] - control[name][0] for dpo_, control in both])

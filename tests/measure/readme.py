@@ -55,7 +55,7 @@ def table(heading: tuple, rows) -> str:
 
 def answers_block() -> str:
     found = saved("offline_tiny_42_answers")
-    rows = [[dpo.bare_question(row["prompt"]), *(row[which] for which in dpo.MODELS)] for row in found["shown"]]
+    rows = [[row["prompt"], *(row[which] for which in dpo.MODELS)] for row in found["shown"]]
     heading = ("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS))
     return table(heading, rows) + (
         f"\n\n検証用の {found['asked']} 問のうち {found['flawed']} 問で元のモデルの回答に欠点があり、SFT のあとでは "
@@ -84,7 +84,7 @@ def answers_on_real_weights() -> str:
     answers = pd.DataFrame(saved(REAL)["answers"])
     closeness = pd.Series(list(map(dpo.chrf, answers["dpo"], answers["chosen"])))
     shown = answers.loc[[*range(4), *closeness[4:].nsmallest(2).index]]
-    rows = [[dpo.bare_question(row["prompt"]), *(row[which] or "（空）" for which in dpo.MODELS)]
+    rows = [[row["prompt"], *(row[which] or "（空）" for which in dpo.MODELS)]
             for row in shown.to_dict("records")]  # fmt: skip
     return table(("質問", *(dpo.COLUMN_NAMES[which] for which in dpo.MODELS)), rows)
 

@@ -406,9 +406,9 @@ def tokenize_pairs(pairs, tokenizer) -> list[dict[str, list[int]]]:
 
     prompt_ids は、どちらの回答を続けても変わらない所まで、回答は EOS までです。
     """
-    rows, sides, result = list(map(as_messages, pairs)), ("chosen", "rejected"), []
+    rows, sides, result = list(map(as_messages, pairs.to_list())), ("chosen", "rejected"), []
     answered = [token_ids([row["prompt"] + row[side] for row in rows], tokenizer) for side in sides]
-    for prompt, chosen, rejected in zip(prompt_tokens(pairs["prompt"], tokenizer), *answered, strict=True):
+    for prompt, chosen, rejected in zip(prompt_tokens(pairs["prompt"][:], tokenizer), *answered, strict=True):
         start = min(len(os.path.commonprefix([prompt, ids])) for ids in (chosen, rejected))
         result.append({"prompt_ids": prompt[:start], "chosen_ids": chosen[start:], "rejected_ids": rejected[start:]})
     return result
@@ -750,7 +750,7 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 
     faults |= text_faults(pairs)
     with contextlib.suppress(HelperError):  # 分けられないデータは train が断る
         held_out = held_out_rows(pairs, eval_fraction, seed)
-        keys = list(map(question_key, pairs["prompt"]))
+        keys = list(map(question_key, pairs["prompt"][:]))
         seen = {key for i, key in enumerate(keys) if i not in held_out}
         faults["leak"] = [i in held_out and key in seen for i, key in enumerate(keys)]
         share = len(held_out) / even_share(len(pairs), eval_fraction)
@@ -807,7 +807,7 @@ def question_key(prompt) -> str:
 
 def rule_accuracies(pairs, held_out: set[int], most: int = 5000) -> dict:
     """内容を読まない二つの規則（長さ、文字 n-gram のナイーブベイズ）の正解率です。引き分けは半分と数えます。"""
-    answers = [tuple(map(normalized, answers)) for answers in zip(pairs["chosen"], pairs["rejected"], strict=True)]
+    answers = [tuple(map(normalized, pair)) for pair in zip(pairs["chosen"][:], pairs["rejected"][:], strict=True)]
     counts = Counter(), Counter()
     for pair in [pair for i, pair in enumerate(answers) if i not in held_out][:most]:
         for count, text in zip(counts, pair, strict=True):
@@ -827,7 +827,7 @@ def char_grams(text: str) -> set[str]:
 
 def token_faults(pairs, tokenizer, max_length: int) -> tuple[dict, dict]:
     """(トークンに直すとわかる誤りが行ごとにあるかどうか, 説明に使う値) です。"""
-    texts = {name: [text or "" for text in pairs[name]] for name in PAIR_COLUMNS}
+    texts = {name: [text or "" for text in pairs[name][:]] for name in PAIR_COLUMNS}
     ids, chosen = tokenize_pairs(datasets.Dataset.from_dict(texts), tokenizer), texts["chosen"]
     prompts = list(map(len, prompt_tokens(texts["prompt"], tokenizer)))
     lengths = [len(each["prompt_ids"]) + max(len(each["chosen_ids"]), len(each["rejected_ids"])) for each in ids]

@@ -69,8 +69,10 @@ def test_other_numbers_come_from_the_saved_results():
     assert control["flawed"]["difference"][2] < 0 and control["chrf"]["difference"][2] < 0
     assert control["near_chosen"]["difference"][1] < 0
     assert control["garbled"]["difference"][1] > 0
-    alphas = readme.saved("alpha")["runs"].values()
-    assert dialogpt.lora_alpha in [run["config"]["lora_alpha"] for run in alphas]
+    rate = dialogpt.learning_rate * dialogpt.lora_alpha / (2 * dialogpt.lora_r)
+    developers = (ROOT / "tests" / "README.md").read_text("utf-8")
+    assert rate == pytest.approx(dpo.EQUIVALENT_RATE) == 4e-5 and "学習率が 4e-5 になる" in developers
+    assert f"（r {dialogpt.lora_r} で {dialogpt.lora_alpha:g}）" in developers
 
 
 def test_what_the_base_has_read_is_said_wherever_its_figures_stand():

@@ -118,16 +118,6 @@ def control_block() -> str:
     return "、".join(texts) + "。"
 
 
-def alpha_block() -> str:
-    rows = []
-    for alpha, run in sorted(saved("alpha")["runs"].items(), key=lambda item: float(item[0])):
-        sft, preference = [row["loss"] for row in run["sft"]], [row["loss/preference"] for row in run["history"]]
-        rows.append((alpha, f"{sum(sft[:5]) / 5:.2f} → {sum(sft[-5:]) / 5:.2f}", f"{sum(preference[-10:]) / 10:.3f}",
-                     f"{run['margin']:.2f}", f"{run['ended']['sft']:.0%} → {run['ended']['dpo']:.0%}"))  # fmt: skip
-    return table(("α", "SFT の損失（最初と最後の 5 ステップ）", "DPO の選好の損失（最後の 10 ステップ）",
-                  "検証のマージン", "EOS まで生成した割合（SFT → DPO）"), rows)  # fmt: skip
-
-
 def speed_block() -> str:
     found = saved("benchmark")
     rows = [(each["model"], f"{each['literal_pairs_per_second']:.2f}", f"{each['our_pairs_per_second']:.2f}",
@@ -187,8 +177,7 @@ FILES = {
     ROOT / "colab_dpo_training.ipynb": {"real": answers_on_real_weights},
     ROOT / "README_COLAB.md": {"answers": answers_block, "result": result_block, "control": control_block},
     ROOT / "tests" / "README.md": {
-        "alpha": alpha_block, "speed": speed_block, "gpu": gpu_block,
-        "seeds": seeds_block, "real": real_block,
+        "speed": speed_block, "gpu": gpu_block, "seeds": seeds_block, "real": real_block,
     },
 }  # fmt: skip
 

@@ -1021,7 +1021,8 @@ def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
     """
     on_gpu, rows = torch.cuda.is_available(), config.rows_per_step(phase)
     newer = "activation_checkpointing" in {f.name for f in fields(transformers.TrainingArguments)}  # 5.2x からの名前
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if config.bf16 else "no"  # 保存された accelerate の設定より優先
+    os.environ |= {"ACCELERATE_MIXED_PRECISION": "bf16" if config.bf16 else "no",  # accelerate に保存された値より優先
+                   "TENSORBOARD_LOGGING_DIR": f"{config.folder}/tensorboard"}  # fmt: skip
     return {
         "activation_checkpointing" if newer else "gradient_checkpointing": config.gradient_checkpointing,
         "output_dir": str(config.folder / "checkpoints" / phase), "run_name": config.folder.name, "seed": config.seed,
@@ -1999,9 +2000,8 @@ def sweep_row(config: Config, folder: Path, drive, report) -> dict:
     except Exception as error:  # 何が起きても、残りの実行を続ける
         return {"error": str(error) if isinstance(error, HelperError) else reason_of(error), "folder": None}
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    drawn = metrics["answers"]["sampled"]["dpo"]
-    flawed = sum(drawn["flawed"].values()) if drawn["flawed"] else None  # 知識表にない概念では、なし
-    answers = drawn | {"chrf": metrics["answers"]["dpo"]["chrf"], "flawed": flawed}
+    answers = metrics["answers"]["sampled"]["dpo"] | {"chrf": metrics["answers"]["dpo"]["chrf"]}
+    answers["flawed"] = sum(answers["flawed"].values()) if answers["flawed"] else None  # 知識表にない概念では、なし
     return {"error": None, "folder": config.output_dir, "verdict": metrics["verdict"], **numbers, **answers}
 
 

@@ -127,8 +127,10 @@ def test_drive_that_went_away_does_not_stop_the_sweep(small_config, tmp_path):
 
 def test_records_sent_to_tensorboard_stay_in_the_folder(small_config, tmp_path):
     config = small_config(sft_epochs=0.0, report_to="tensorboard")
-    (folder,) = dpo.sweep(config, [{}], folder=tmp_path, report=str)["folder"]
-    assert list(dpo.Path(folder).rglob("events.out.tfevents*"))
+    (tmp_path / "drive").mkdir()
+    (folder,) = dpo.sweep(config, [{}], folder=tmp_path / "a", report=str, drive=tmp_path / "drive")["folder"]
+    for kept in (Path(folder), tmp_path / "drive" / "a" / Path(folder).name):
+        assert list(kept.glob("tensorboard/events.out.tfevents*"))
 
 
 def drawn(axis, marker):

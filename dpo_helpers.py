@@ -150,8 +150,7 @@ class Config:
             name, value, kind = each.name, getattr(self, each.name), (get_args(hint) or (hint,))[0]
             if value is None and getattr(Config, name) is None:
                 continue
-            numbers = (int, float) if kind is float else kind
-            if not isinstance(value, numbers) or isinstance(value, bool) != (kind is bool):
+            if not isinstance(value, {float: (int, float)}.get(kind, kind)) or (type(value) is bool) != (kind is bool):
                 raise HelperError("kind", name=name, value=value, kind=KINDS[kind])
             if kind is str and not (value.strip() and value.isprintable()):
                 raise HelperError("text", name=name, value=value)
@@ -357,14 +356,17 @@ def processes():
 
 # ======== 質問とトークン
 
+HEADING = r"(?m)^[ \t]*(システム|質問|回答)[ \t]*[:：]"  # 文字列にした会話の、発言の見出し
+
 
 def as_conversation(prompt: str) -> list[dict]:
     """質問か、`質問: …`、`回答: …`、`システム: …` と並ぶ文字列を、会話（{role, content} のリスト）にします。"""
     names = {"システム": "system", "質問": "user", "回答": "assistant"}
-    first, *rest = re.split(rf"^[ \t]*({'|'.join(names)})[ \t]*[:：]", prompt, flags=re.MULTILINE)
+    first, *rest = re.split(HEADING, prompt)
     turns = [("質問", first), *zip(rest[::2], rest[1::2], strict=True)]
     turns = [{"role": names[name], "content": text.strip()} for name, text in turns if text.strip()]
-    return turns if turns and turns[-1]["role"] == "user" else [{"role": "user", "content": prompt.strip()}]
+    order = "".join(turn["role"][0] for turn in turns)  # 会話の順でなければ、「質問:」などの行のある、一つの質問
+    return turns if re.fullmatch("s?u(au)*", order) else [{"role": "user", "content": prompt.strip()}]
 
 
 PAIR_COLUMNS = ["prompt", "chosen", "rejected"]
@@ -380,7 +382,7 @@ def chat_template(tokenizer) -> str:
     """会話の書き方です。役割（role）を使うテンプレートがなければ（DialoGPT など）、PLAIN_TEMPLATE です。"""
     starts = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]  # Llama など、いつも BOS を付けるもの
     plain = (tokenizer.bos_token if starts else "") + PLAIN_TEMPLATE
-    return tokenizer.chat_template if "role" in (tokenizer.chat_template or "") else plain
+    return given if "role" in (given := tokenizer.chat_template and tokenizer.get_chat_template() or "") else plain
 
 
 def as_messages(row: dict) -> dict:
@@ -610,24 +612,23 @@ def to_pair(row: dict, place: str) -> dict:
     if not isinstance(row, dict):
         raise HelperError("not_a_row", place=place, kind=type(row).__name__)
     names = [str(name).strip().lower() for name in row]
-    if len(set(names)) < len(names):
-        raise HelperError("same_columns", place=place, columns="、".join(names))
-    row = dict(zip(names, row.values(), strict=True))
+    row, same = dict(zip(names, row.values(), strict=True)), len(names) > len({*names})
     present = [name for name in PROMPT_COLUMNS if name in row]
-    if not {"chosen", "rejected"} <= row.keys() or not (present or isinstance(row["chosen"], list)):
-        raise HelperError("columns", place=place, columns="、".join(row))
+    if same or not {"chosen", "rejected"} <= row.keys() or not (present or isinstance(row["chosen"], list)):
+        raise HelperError("columns", place=place, columns="、".join(names))
     (before, chosen), (other, rejected) = (split_answer(row[name], place) for name in ("chosen", "rejected"))
     if before != other:
         raise HelperError("different_start", place=place)
     name = next((name for name in present if row[name]), None)
-    parts = [before or row.get(name), row.get("input") if name == "instruction" else None]
-    prompt = "\n".join(filter(None, (conversation_text(part, place) for part in parts)))
-    prompt = prompt.removesuffix(f"回答: {chosen}")  # 会話の列が、よい回答まで含むことがある
-    prompt = re.sub(r"\A\s*質問\s*[:：]|\s*回答\s*[:：]\s*\Z", "", prompt).strip()
+    turns = row.get(name)  # 会話の列が、回答まで含むことがある
+    turns = turns[:-1] if isinstance(turns, list) and conversation_text(turns[-1:], place)[:2] == "回答" else turns
+    parts = turns, row.get("input") if name == "instruction" else None
+    asked = "\n".join(filter(None, (conversation_text(part, place) for part in parts)))
+    prompt = re.sub(r"\A\s*質問\s*[:：]|\s*回答\s*[:：]\s*\Z", "", max(before, asked, key=len)).strip()
     system = conversation_text(row.get("system"), place)
     kept = {name: None if value != value or value is None else conversation_text(str(value), place)
             for name, value in ((name, row.get(name)) for name in (*KEPT_COLUMNS, "split"))}  # fmt: skip
-    prompt = f"システム: {system}\n質問: {prompt}" if system else prompt
+    prompt = f"システム: {system}\n質問: {prompt}" if system and prompt and "システム:" not in prompt else prompt
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | kept
 
 
@@ -655,9 +656,9 @@ def conversation_text(value, place: str) -> str:
     if isinstance(value, list):
         return "\n".join(conversation_text(message, place) for message in value)
     if isinstance(value, dict) and {"content", "value"} & value.keys():
-        role = str(value.get("role", value.get("from"))).strip().lower()
-        if role in ROLES:
-            return f"{ROLES[role]}: {conversation_text(value.get('content', value.get('value')), place)}"
+        role, text = str(value.get("role", value.get("from"))).lower(), value.get("content", value.get("value"))
+        if role in ROLES:  # 文の中の「質問:」の行は、見出しに見えないように、字下げする
+            return f"{ROLES[role]}: " + re.sub(HEADING, r"　\g<0>", conversation_text(text, place))
     if value is None or value != value:
         return ""
     if not isinstance(value, str) or re.search(r"[\ud800-\udfff]", value):
@@ -691,7 +692,7 @@ def split_pairs(pairs, eval_fraction: float = 0.15, seed: int = 42):
 
 def held_out_rows(pairs, eval_fraction: float, seed: int) -> set[int]:
     """検証に回す行の番号です。質問は、記号・空白・全角半角の違いを無視して同じとみなします。"""
-    given = "split" in pairs.column_names
+    given = "split" in pairs.column_names and len({*pairs["split"]}) > 1
     groups = pairs["split"][:] if given else pair_groups(pairs)
     if len(set(groups)) < 2 or (given and {*groups} != {"train", "eval"}):
         raise HelperError("split" if given else "one_group", groups=[*{*groups}])
@@ -1449,7 +1450,7 @@ def generate_batch(model, tokenizer, max_length: int, sample: bool, questions: l
 
 
 def generate_response(prompt: str, model, tokenizer, max_length: int = 128) -> str:
-    """質問一つへの回答を返します。`質問:` と `回答:` は、なければ補います。"""
+    """質問か、`質問: …`、`回答: …` の行が交互に並ぶ会話への回答を返します。初めの `質問:` はなくても同じです。"""
     if not isinstance(prompt, str) or not prompt.strip() or re.search(r"[\ud800-\udfff]", prompt):
         raise HelperError("text", name="質問", value=prompt)
     return generate_responses([prompt], model, tokenizer, max_length)[0][0]
@@ -1742,7 +1743,7 @@ def plot_sweep(results):
         accuracy.plot(rows["accuracy_train"].mean(), i, "|", color="0.2", markersize=14)
     shares = pd.DataFrame([rows.reindex(columns=[*KIND_GROUPS]).astype(float).mean() for rows in groups.values()])
     plot_shares(answers, shares, ["#4daf7c", "#d9d9d9", "#d7301f"])
-    answers.legend(ncols=3, fontsize=9, loc="upper center")
+    answers.legend(ncols=3, fontsize=8, loc="upper center", columnspacing=1, handlelength=1)
     labels = [label.replace(", ", "\n") or "baseline" for label in groups]
     curve.set(xlabel="training progress (%)", ylabel=key, title="Training (moving average, first seed)")
     accuracy.set(xlim=(0, 1.05), ylim=(len(labels) - 0.5, -0.9), yticks=range(len(labels)), yticklabels=labels,
@@ -1834,7 +1835,7 @@ def save_run(run: Run) -> Path:
 
 def load_run(folder) -> Run:
     """保存した実行を読みます。model はそのまま使えます。欠けたり壊れたりしたフォルダは HelperError です。"""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not os.path.isfile(folder / "metrics.json"):
         raise HelperError("not_finished", folder=folder)
     config = replace(load_config(folder / "config.json"), output_dir=str(folder))
@@ -1959,7 +1960,7 @@ def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results"
     grid は {項目: 値かそのリスト} か {項目: 値} のリスト、drive は写しを置くフォルダです。表は folder/<name>.csv にも
     書き、もう一度呼ぶと、残りだけを実行します。失敗した実行は、error の列に理由を残します。
     """
-    folder, rows, runs = Path(folder), [], planned_runs(base_config, grid, seeds)
+    folder, rows, runs = Path(folder).expanduser(), [], planned_runs(base_config, grid, seeds)
     varied = dict.fromkeys(key for settings, _ in runs for key in settings)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
@@ -2160,20 +2161,19 @@ MESSAGES = {
     "one_group": "概念（concept の列がなければ質問）が {groups!r:.100} だけで、1 種類しかありません。学習用と検証用に分けるには、2 種類以上が必要です。",
     "split": "split の列にあるのは {groups!r:.100} です。train（学習用）と eval（検証用）の二つだけにするか、列を除いてください（除けば、自動で分けます）。",
     "no_rows": "データに行が一つもありません。ペアを 1 行に一つずつ入れてください。",
-    "data_file": "データのファイル {path} を読めません（{reason}）。パスと中身を確かめてください。文字コードは UTF-8 か CP932（Excel の CSV）です。Google Drive のファイルなら、接続を許可してください。Colab に直接アップロードしたファイルは、接続が切れると消えます。",
+    "data_file": "データのファイル {path} を読めません（{reason}）。パスと中身を確かめてください。文字コードは UTF-8 か CP932（Excel の CSV）です。Google Drive のファイルなら、ノートブックの「3. Google Drive」で接続してください。Colab に直接アップロードしたファイルは、接続が切れると消えます。",
     "json_line": "データのファイル {path} の {number} 行目を JSON として読めません（{reason}）。直してください。",
     "data_kind": "データ {path} は、読める形式のファイルではありません。jsonl、json、csv、tsv、parquet のどれかにしてください（Excel では「CSV UTF-8」で保存します。pickle は、任意の処理が動き得るので読みません）。",
     "data_hub": "データ {name} を読み込めませんでした（{reason}）。builtin、Hub の名前（split は「名前:split」）、jsonl/json/csv/tsv/parquet のどれかを指定してください。",
     "not_a_row": "{place}が {kind} です。列の名前と値の組（辞書）にしてください。",
-    "same_columns": "{place}の列の名前が重なっています（{columns}）。一つにしてください。",
-    "columns": "{place}の列は {columns} です。DPO には、同じ質問への二つの回答が要ります。列の名前を prompt（質問）、chosen（よい回答）、rejected（よくない回答）にしてください。",
+    "columns": "{place}の列は {columns} です。DPO には、同じ質問への二つの回答が要ります。列の名前を prompt（質問）、chosen（よい回答）、rejected（よくない回答）の一つずつにしてください。",
     "different_start": "{place}で、chosen と rejected の会話が、最後の回答より前で違っています。同じ会話への二つの回答にそろえるか、この行を除いてください。",
     "no_answer": "{place}の会話が、回答（assistant の発言）で終わっていません。直してください。",
     "not_text": "{place}に {value!r:.50} があります。文字列か、role（user、assistant、system など）と content の辞書のリストに直してください。",
     "bad_data": "データを学習に使えません。{errors}",
     "model": "モデル {name} を読み込めませんでした（{reason}）。名前のつづりとネットワークを確かめるか、手元のモデルのフォルダ、または base_model=offline-tiny（ネットワーク不要）を指定してください。",
     "no_eos": "モデル {name} に、終わりの印（EOS）がありません。別のモデルにしてください。",
-    "template": "このモデルのチャットテンプレートを、データに当てはめられません（{reason}）。データの発言の形を見直すか、別のモデルを指定してください。",
+    "template": "このモデルのチャットテンプレートを、データに当てはめられません（{reason}）。データの発言の形を見直すか、別のモデルを指定してください。システムの発言を使えないモデルなら、その文を質問に含めます。",
     "less_memory": "メモリが足りないので、マイクロバッチを {size} に減らし、{times} 回分の勾配をためて続けます。1 ステップで使うペアは変わりません。",
     "no_reference": "この版の TRL（{version}）は、参照モデルの対数確率を先に計算しません。`pip install --no-deps trl==1.16.0` で入れ直し、セッションを再起動してください。",
     "no_memory": "メモリが足りません。gradient_checkpointing を True にするか、lora_r を小さくするか、長いペアを除いて max_length を小さくするか、より小さいモデルにしてください。",
@@ -2209,7 +2209,7 @@ MESSAGES = {
     "not_colab": "Colab ではないので、Google Drive は使いません。学習はこのまま進み、結果は一つの zip にまとめます。",
     "no_drive": "Google Drive に接続できませんでした（{reason}）。学習はこのまま進み、結果は一つの zip にまとめます。接続をやり直すには、このセルから下を実行し直してください。",
     "drive": "途中経過と結果を、「マイドライブ/{folder}」にも保存します。",
-    "drive_lost": "Google Drive に保存できませんでした（{reason}）。このマシンで続けます。",
+    "drive_lost": "Google Drive に保存できませんでした（{reason}）。このマシンには残っています。",
     "drive_unread": "Google Drive を読めません（{reason}）。初めから学習します。",
     "kept": "Google Drive の {folder} にコピーし、大きさを確かめました。Google に送り終わるまで、さらに数分かかることがあります。",
     "zipped": "{path} にまとめました。Colab では、左のファイル一覧からダウンロードしてください。",

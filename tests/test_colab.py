@@ -164,7 +164,7 @@ def test_training_goes_on_when_drive_fails_and_says_so(failure, colab, small_con
     said, config = [], small_config()
     fail_at_the_third_file(monkeypatch, failure)
     assert dpo.train(config, report=said.append, drive=drive).history
-    assert any("Google Drive に保存できませんでした" in text and "このマシンで続けます" in text for text in said)
+    assert any("Google Drive に保存できませんでした" in text and "このマシンには残っています" in text for text in said)
 
 
 # --- Hub に置く

@@ -14,24 +14,26 @@ ROOT = Path(dpo.__file__).parent
 
 
 @pytest.mark.colab
-def test_a_home_folder_and_hidden_files_are_no_other_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    config, pairs = dpo.Config(base_model="offline-tiny", output_dir="~/out"), dpo.build_pairs(20)
-    assert config.folder == tmp_path / "out"
-    (config.folder / ".ipynb_checkpoints").mkdir(parents=True)
-    (config.folder / ".DS_Store").touch()
-    assert not dpo.is_finished(config, pairs)
-    (config.folder / "mine.txt").touch()
-    with pytest.raises(dpo.HelperError, match="別のもの"):
-        dpo.is_finished(config, pairs)
-
-
 def test_defaults_are_the_specification():
     config = dpo.Config()
     assert (config.base_model, config.dataset, config.num_pairs) == ("microsoft/DialoGPT-small", "builtin", 1000)
     assert (config.num_train_epochs, config.learning_rate, config.max_length) == (1, 5e-6, 128)
     assert (config.per_device_train_batch_size, config.gradient_accumulation_steps) == (1, 4)
     assert config.effective_batch_size == 4 and 0 < config.beta <= 0.5 and config.eval_fraction == 0.15
+
+
+def test_a_home_folder_and_hidden_files_are_no_other_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config, pairs = dpo.Config(base_model="offline-tiny", output_dir="~/out"), dpo.build_pairs(20)
+    assert config.folder == tmp_path / "out"
+    with pytest.raises(dpo.HelperError, match=f"{tmp_path}/none"):
+        dpo.load_run("~/none")
+    (config.folder / ".ipynb_checkpoints").mkdir(parents=True)
+    (config.folder / ".DS_Store").touch()
+    assert not dpo.is_finished(config, pairs)
+    (config.folder / "mine.txt").touch()
+    with pytest.raises(dpo.HelperError, match="別のもの"):
+        dpo.is_finished(config, pairs)
 
 
 def test_recommended_values_follow_the_model_and_give_way_to_the_user():

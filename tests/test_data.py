@@ -28,19 +28,20 @@ def pairs(request):
 def test_a_split_column_decides_and_is_part_of_the_identity(tmp_path):
     """ファイルの split の列（train、eval）のとおりに分けます。ほかの値や、片方だけなら、使えません。"""
     rows = dpo.build_pairs(40).to_list()
-    marked = [row | {"split": "eval" if i % 4 == 0 else "train"} for i, row in enumerate(rows)]
+    marked = [row | {"split": "eval" if i % 2 == 0 else "train"} for i, row in enumerate(rows)]
     Dataset.from_list(marked).to_json(tmp_path / "a.jsonl", force_ascii=False)
     pairs, config = dpo.load_pairs(tmp_path / "a.jsonl"), dpo.Config(base_model="offline-tiny", num_pairs=40)
     train, held_out = dpo.split_and_shuffle(pairs, config)
-    assert held_out["prompt"][:] == [row["prompt"] for row in rows[::4]] and len(train) == 30
+    assert held_out["prompt"][:] == [row["prompt"] for row in rows[::2]] and len(train) == 20
     assert dpo.run_identity(config, pairs) != dpo.run_identity(config, dpo.load_pairs(rows))
     found = [each["check"] for each in dpo.audit_pairs(pairs, dpo.tiny_tokenizer(pairs["chosen"][:]), 999)]
     assert "unbalanced" not in found  # 利用者が決めた割合は、偏りと言わない
     for wrong in ("test", "", None):
         with pytest.raises(dpo.HelperError, match="split の列.*train（学習用）と eval（検証用）"):
             dpo.split_pairs(dpo.load_pairs([*marked, rows[0] | {"split": wrong}]))
-    with pytest.raises(dpo.HelperError, match="split の列"):
-        dpo.split_pairs(dpo.load_pairs([row | {"split": "train"} for row in rows]))
+    usual = [side["prompt"][:] for side in dpo.split_pairs(dpo.load_pairs(rows))]
+    same = dpo.split_pairs(dpo.load_pairs([row | {"split": "train"} for row in rows]))  # どの行も同じなら、決めていない
+    assert [side["prompt"][:] for side in same] == usual
 
 
 def test_knowledge_is_broad_and_well_formed():

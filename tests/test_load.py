@@ -57,7 +57,15 @@ def test_quotes_line_breaks_and_the_word_na_in_csv_survive(tmp_path):
     ({"prompt": "何？", "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "何？"),
     ({"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}, "何？"),
     ({"messages": [USER], "chosen": GOOD, "rejected": BAD}, "何？"),
-    ({"messages": [USER, GOOD]} | ANSWERS, "何？"),  # よい回答まで含む会話
+    ({"messages": [USER, GOOD]} | ANSWERS, "何？"),  # 回答まで含む会話。末尾の空白や、ほかの回答でも同じ
+    ({"messages": [USER, GOOD | {"content": "これ "}]} | ANSWERS, "何？"),
+    ({"messages": [USER, {"role": "assistant", "content": "ほか"}]} | ANSWERS, "何？"),
+    ({"system": "簡潔に", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
+     "システム: 簡潔に\n質問: 何？"),  # 同じシステムの発言は、重ねない
+    ({"system": "簡潔に", "prompt": ""} | ANSWERS, ""),  # 質問がないことは、点検が見つける
+    ({"instruction": "要約", "input": "長い文", "chosen": [{"role": "user", "content": "要約\n長い文"}, GOOD],
+      "rejected": [{"role": "user", "content": "要約\n長い文"}, BAD]}, "要約\n長い文"),
+    ({"prompt": [SYSTEM, USER], "chosen": [USER, GOOD], "rejected": [USER, BAD]}, "システム: 簡潔に\n質問: 何？"),
     ({"messages": [SYSTEM, USER]} | ANSWERS, "システム: 簡潔に\n質問: 何？"),
     ({"messages": [{"role": "Developer", "content": "簡潔に"}, {"role": "User", "content": "何？"}]} | ANSWERS,
      "システム: 簡潔に\n質問: 何？"),
@@ -82,10 +90,20 @@ def test_columns_of_real_preference_sets_are_understood(row, prompt, tmp_path):
     ("あ\n回答: い\n質問: う", [("user", "あ"), ("assistant", "い"), ("user", "う")]),
     ("システム：簡潔に\n 質問 : 何？", [("system", "簡潔に"), ("user", "何？")]),
     ("次の形で答えて。\n回答: はい か いいえ", [("user", "次の形で答えて。\n回答: はい か いいえ")]),  # 会話ではない
+    *((text, [("user", text)]) for text in ("次の質問に答えて。\n質問: 首都は？", "エラー\nシステム: Win\n質問: 何？")),
     ("", [("user", "")]),
 ])  # fmt: skip
 def test_a_prompt_becomes_its_turns(prompt, turns):
     assert dpo.as_conversation(prompt) == [{"role": role, "content": content} for role, content in turns]
+
+
+def test_lines_inside_a_message_that_look_like_turns_stay_inside():
+    said = [("system", "答えの形\n回答: 一文"), ("user", "クイズを作って"),
+            ("assistant", "はい。\n質問: 首都は？\n回答: 東京"), ("user", "もう一つ")]  # fmt: skip
+    messages = [{"role": role, "content": text} for role, text in said]
+    (row,) = dpo.load_pairs([{"messages": messages} | ANSWERS])
+    turns = [(turn["role"], turn["content"].replace("\n　", "\n")) for turn in dpo.as_conversation(row["prompt"])]
+    assert turns == said
 
 
 def test_empty_cells_of_pandas_are_no_concept():

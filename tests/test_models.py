@@ -1,5 +1,6 @@
 """DialoGPT のほかの因果言語モデル（小さな乱数の重み）と、実物に近い形のトークナイザで、学習から生成までを試します。"""
 
+import copy
 import math
 import re
 
@@ -132,11 +133,19 @@ def test_dialogpt_keeps_the_plain_form(small_base):
     assert ended["chosen_ids"].count(tokenizer.eos_token_id) == 1  # もう付いていれば、重ねない
 
 
+def named(tokenizer):
+    """名前の付いたテンプレートが、いくつかあるトークナイザです。"""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "role"}
+    return tokenizer
+
+
 @pytest.mark.colab
 def test_earlier_turns_and_the_system_message_reach_the_template(small_base):
     tokenizer = dpo.load_tokenizer(small_base)
     tokenizer.chat_template = CHATML
     (turns,) = dpo.prompt_tokens(["システム: 簡潔に\n質問: あ\n回答: い\n質問: う"], tokenizer)
+    assert turns == dpo.prompt_tokens(["システム: 簡潔に\n質問: あ\n回答: い\n質問: う"], named(tokenizer))[0]
     said = re.findall(r"<\|im_start\|>(\w+)\n(?:<think>\s*</think>\s*)?(.*)<\|im_end\|>", tokenizer.decode(turns))
     assert said == [("system", "簡潔に"), ("user", "あ"), ("assistant", "い"), ("user", "う")]
 

@@ -32,7 +32,7 @@ PARAMETERS = {
 }  # fmt: skip
 RUNS = {"colab_dpo_training.ipynb": ("runs", 1000), "dpo_training_experiment.ipynb": ("experiments", 60)}
 QUICK = '"quick": ("offline-tiny", 200, '  # 時間を省くため、60 ペアにする
-FIGURES = {"colab_dpo_training.ipynb": 4, "dpo_training_experiment.ipynb": 10}  # 少なくとも、これだけの図
+FIGURES = {"colab_dpo_training.ipynb": 4, "dpo_training_experiment.ipynb": 8}  # 少なくとも、これだけの図
 
 
 def make_environment(folder: Path) -> Path:

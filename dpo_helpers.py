@@ -628,7 +628,7 @@ def to_pair(row: dict, place: str) -> dict:
     system = conversation_text(row.get("system"), place)
     kept = {name: None if value != value or value is None else conversation_text(str(value), place)
             for name, value in ((name, row.get(name)) for name in (*KEPT_COLUMNS, "split"))}  # fmt: skip
-    prompt = f"システム: {system}\n質問: {prompt}" if system and prompt and "システム:" not in prompt else prompt
+    prompt = f"システム: {system}\n質問: {prompt}" if system and prompt and prompt[:5] != "システム:" else prompt
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | kept
 
 
@@ -637,10 +637,10 @@ def split_answer(value, place: str) -> tuple[str, str]:
     messages = [value] if isinstance(value, dict) else value
     if not isinstance(messages, list):
         return "", conversation_text(messages, place)
-    answer = conversation_text(messages[-1:], place)
-    if not answer.startswith("回答: "):
+    if not conversation_text(messages[-1:], place).startswith("回答: "):
         raise HelperError("no_answer", place=place)
-    return conversation_text(messages[:-1], place), answer.removeprefix("回答: ")
+    last = messages[-1]
+    return conversation_text(messages[:-1], place), conversation_text(last.get("content", last.get("value")), place)
 
 
 # 発言の役割（none は、書かれていないもの）と、文字列にするときの呼び名です。
@@ -692,7 +692,7 @@ def split_pairs(pairs, eval_fraction: float = 0.15, seed: int = 42):
 
 def held_out_rows(pairs, eval_fraction: float, seed: int) -> set[int]:
     """検証に回す行の番号です。質問は、記号・空白・全角半角の違いを無視して同じとみなします。"""
-    given = "split" in pairs.column_names and len({*pairs["split"]}) > 1
+    given = "split" in pairs.column_names and len({*pairs["split"][:]}) > 1
     groups = pairs["split"][:] if given else pair_groups(pairs)
     if len(set(groups)) < 2 or (given and {*groups} != {"train", "eval"}):
         raise HelperError("split" if given else "one_group", groups=[*{*groups}])
@@ -1969,7 +1969,7 @@ def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results"
         rows.append(varied | values | sweep_row(config, folder, drive, report))
         pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
         left, row = (len(runs) - number) * (time.perf_counter() - started) / number, rows[-1]
-        result = row["error"] or f"正解率 {row['accuracy_after']:.1%}、選好の損失 {row['final_loss']:.3f}"
+        result = row["error"] or f"検証の正解率 {row['accuracy_after']:.1%}、選好の損失 {row['eval_loss']:.3f}"
         setting = setting_label(settings) or "ベースライン"
         report(say("sweep", at=f"{number}/{len(runs)}", setting=setting, seed=config.seed, result=result, left=left))
     return pd.DataFrame(rows)

@@ -62,6 +62,8 @@ def test_quotes_line_breaks_and_the_word_na_in_csv_survive(tmp_path):
     ({"messages": [USER, {"role": "assistant", "content": "ほか"}]} | ANSWERS, "何？"),
     ({"system": "簡潔に", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
      "システム: 簡潔に\n質問: 何？"),  # 同じシステムの発言は、重ねない
+    ({"system": "簡潔に", "prompt": "困った。\nシステム: 古い"} | ANSWERS,
+     "システム: 簡潔に\n質問: 困った。\nシステム: 古い"),
     ({"system": "簡潔に", "prompt": ""} | ANSWERS, ""),  # 質問がないことは、点検が見つける
     ({"instruction": "要約", "input": "長い文", "chosen": [{"role": "user", "content": "要約\n長い文"}, GOOD],
       "rejected": [{"role": "user", "content": "要約\n長い文"}, BAD]}, "要約\n長い文"),
@@ -104,6 +106,9 @@ def test_lines_inside_a_message_that_look_like_turns_stay_inside():
     (row,) = dpo.load_pairs([{"messages": messages} | ANSWERS])
     turns = [(turn["role"], turn["content"].replace("\n　", "\n")) for turn in dpo.as_conversation(row["prompt"])]
     assert turns == said
+    answers = {side: [USER, {"role": "assistant", "content": f"{side}\n質問: 何？"}] for side in ("chosen", "rejected")}
+    (row,) = dpo.load_pairs([answers])  # 回答の文は、そのまま
+    assert row == {"prompt": "何？", "chosen": "chosen\n質問: 何？", "rejected": "rejected\n質問: 何？"}
 
 
 def test_empty_cells_of_pandas_are_no_concept():

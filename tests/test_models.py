@@ -100,6 +100,10 @@ def test_every_kind_of_model_trains_and_a_saved_run_answers_as_before(trained):
     saved, question = dpo.load_run(run.config.folder), "AIとは何ですか？"
     answers = [dpo.generate_response(question, each.model, each.tokenizer) for each in (run, saved)]
     assert answers[0] == answers[1]
+    alone = transformers.AutoTokenizer.from_pretrained(run.config.folder / "adapter")  # アダプタのフォルダだけで使う人
+    asked = alone.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True,
+                                      enable_thinking=False, return_dict=True)["input_ids"]  # fmt: skip
+    assert [asked] == dpo.prompt_tokens([question], run.tokenizer)
 
 
 @pytest.mark.colab

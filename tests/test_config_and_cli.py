@@ -107,15 +107,16 @@ def test_bad_use_ends_with_2_one_sentence_and_no_folder(arguments, facts, small_
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.colab
 def test_command_line_tells_what_is_wrong_with_the_users_file_before_training(small_base, tmp_path):
-    """README のコマンドと同じ形で、別のプロセスとして実行します。"""
+    """README のコマンドと同じ形で、別のプロセスとして実行します。ライブラリの警告は、どちらの版でも出ません。"""
     rows = [f"質問{i}について教えて,よい回答{i}です,だめな回答{i}です" for i in range(30)]
     (tmp_path / "my.csv").write_text("prompt,chosen,rejected\n" + "\n".join([*rows, rows[0]]), "cp932")
-    options = {"base_model": small_base, "dataset": "my.csv", "output_dir": "out", "lora_r": 2, "sft_epochs": 0}
+    options = {"base_model": small_base, "dataset": "my.csv", "output_dir": "out", "lora_r": 2, "sft_epochs": 1}
     arguments = [str(text) for name, value in options.items() for text in (f"--{name}", value)]
     command = [sys.executable, str(ROOT / "dpo_helpers.py"), *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Warning" not in done.stderr, done.stderr
     shown = done.stdout
     assert "31 ペア" in shown and "31 件目（計 1 件、3.2%）" in shown and (tmp_path / "out" / "metrics.json").is_file()
     assert shown.index("31 件目") < shown.index("判定: ")

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, finish
+from transformers import GPT2Model
 
 import dpo_helpers as dpo
 
@@ -37,6 +38,25 @@ def test_every_forward_of_every_phase_is_float32_on_the_device(small_config, mon
     monkeypatch.setattr(dpo, "load_model", watched)
     finish(small_config(num_pairs=24))
     assert len(seen) > 50 and set(seen) == {(False, torch.float32, "cuda" if torch.cuda.is_available() else "cpu")}
+
+
+@pytest.mark.gpu
+def test_a_real_memory_error_of_the_device_makes_the_batches_smaller(still_base, small_config, monkeypatch):
+    """本当に足りないメモリを求めて起こした誤りのあとも、マイクロバッチを減らして、足りるときと同じ損失で終わります。"""
+    device, forward, said = "cuda" if torch.cuda.is_available() else "cpu", GPT2Model.forward, []
+    small = {"base_model": str(still_base), "num_pairs": 24, "sft_epochs": 0.5}
+    whole = dpo.train(small_config(**small), report=str)
+
+    def hungry(self, input_ids=None, *args, **options):
+        if torch.is_grad_enabled() and len(input_ids) > 2:  # 1 ペアは、chosen と rejected の 2 行
+            torch.empty(2**50, device=device)
+        return forward(self, input_ids, *args, **options)
+
+    monkeypatch.setattr(GPT2Model, "forward", hungry)
+    run = dpo.train(small_config(**small), report=said.append)
+    assert any("マイクロバッチを 1 に減らし、4 回分" in text for text in said), said
+    losses = [[row["loss/preference"] for row in each.history] for each in (whole, run)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3) and len(losses[0]) == 5
 
 
 @needs_gpu

@@ -34,7 +34,7 @@ def test_every_combination_has_its_row_and_the_table_is_saved(swept):
     assert table["error"].isna().all() and table["accuracy_after"].between(0, 1).all()
     saved = pd.read_csv(folder / "results.csv")
     pd.testing.assert_frame_equal(saved.drop(columns="error"), table.drop(columns="error"), check_dtype=False)
-    assert len(said) == 4 and said[0].startswith("1/4 beta=0.1, learning_rate=5e-06、シード 42: 正解率 ")
+    assert len(said) == 4 and said[0].startswith("1/4 beta=0.1, learning_rate=5e-06、シード 42: 検証の正解率 ")
 
 
 def test_a_row_equals_a_single_run_and_the_sft_is_trained_once(swept, small_config):

@@ -9,7 +9,9 @@ DPO の論文: Rafailov et al., 2023, https://arxiv.org/abs/2305.18290
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import csv
 import difflib
 import hashlib
 import importlib
@@ -165,10 +167,6 @@ class Config:
         """DPO の 1 ステップ（重みの更新 1 回）で使うペアの数です。"""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
-    def rows_per_step(self, phase: str) -> int:
-        """phase（"sft" か "dpo"）の 1 ステップで使うペアの数です。"""
-        return self.sft_batch_size if phase == "sft" else self.effective_batch_size
-
     @property
     def folder(self) -> Path:
         """結果を置くフォルダ（output_dir）のパスです。"""
@@ -312,8 +310,7 @@ def run_pip(*args: str) -> None:
     """このカーネルの pip を呼びます。失敗は HelperError です。"""
     result = subprocess.run([sys.executable, "-m", "pip", *args, "-q"], capture_output=True, text=True)
     if result.returncode != 0:
-        reason = (result.stderr.strip() or result.stdout.strip())[-300:]
-        raise HelperError("pip", command=" ".join(args), reason=reason)
+        raise HelperError("pip", command=" ".join(args), reason=(result.stderr.strip() or result.stdout.strip())[-300:])
 
 
 def describe_runtime() -> dict:
@@ -359,14 +356,25 @@ def processes():
 HEADING = r"(?m)^[ \t]*(システム|質問|回答)[ \t]*[:：]"  # 文字列にした会話の、発言の見出し
 
 
+LABELS = {"システム": "system", "質問": "user", "回答": "assistant"}
+
+
 def as_conversation(prompt: str) -> list[dict]:
     """質問か、`質問: …`、`回答: …`、`システム: …` と並ぶ文字列を、会話（{role, content} のリスト）にします。"""
-    names = {"システム": "system", "質問": "user", "回答": "assistant"}
-    first, *rest = re.split(HEADING, prompt)
+    first, *rest = re.split(HEADING, re.sub(r"\s*回答\s*[:：]\s*\Z", "", prompt))
     turns = [("質問", first), *zip(rest[::2], rest[1::2], strict=True)]
-    turns = [{"role": names[name], "content": text.strip()} for name, text in turns if text.strip()]
+    turns = [{"role": LABELS[name], "content": text.strip()} for name, text in turns if text.strip()]
     order = "".join(turn["role"][0] for turn in turns)  # 会話の順でなければ、「質問:」などの行のある、一つの質問
     return turns if re.fullmatch("s?u(au)*", order) else [{"role": "user", "content": prompt.strip()}]
+
+
+def as_text(turns: list[dict]) -> str:
+    """`as_conversation` の逆です。発言の中の「質問:」などの行は、見出しに見えないように、字下げします。"""
+    if [turn["role"] for turn in turns] == ["user"] == [turn["role"] for turn in as_conversation(turns[0]["content"])]:
+        return turns[0]["content"].strip()
+    labels = {role: name for name, role in LABELS.items()}
+    said = [f"{labels[turn['role']]}: " + re.sub(HEADING, r"　\g<0>", turn["content"]) for turn in turns]
+    return "\n".join(said).removeprefix("質問: ").strip()
 
 
 PAIR_COLUMNS = ["prompt", "chosen", "rejected"]
@@ -533,6 +541,7 @@ def spoil(flaw: str, name: str, facet: str, table: dict, rng, phrases) -> str:
 # ======== データを読む
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "conversations", "messages", "input")
+NOT_TEXT = ("image", "images", "videos", "audios", "tools")
 KEPT_COLUMNS = ("domain", "concept", "facet", "flaw")  # ペアのほかに残す列（分け方と、欠点ごとの成績に使う）
 
 
@@ -559,8 +568,6 @@ def load_pairs(source):
 def read_rows(source) -> list[dict]:
     """source の行（列の名前と値の辞書）のリストです。"""
     if not isinstance(source, (str, Path)):
-        if not hasattr(source, "__iter__"):
-            raise HelperError("data_file", path=type(source).__name__, reason="行のリストではありません")
         with explained("data_file", path=type(source).__name__):
             return list(source)
     source, kind = os.path.expanduser(str(source).strip()), Path(str(source).strip()).suffix.lower()
@@ -582,10 +589,12 @@ def read_text(path: Path) -> str:
 
 
 def json_rows(path: Path) -> list[dict]:
-    """JSON のリストか、JSON Lines（1 行に一つの JSON）です。"""
+    """JSON のリスト（data の中のものと、列ごとのものも）か、JSON Lines（1 行に一つの JSON）です。"""
     text, rows = read_text(path), []
-    if text.lstrip().startswith("["):
-        return json.loads(text)
+    if re.match(r'\s*(\[|{\s*"data"\s*:|{\s*"\w+"\s*:\s*\[\s*")', text):
+        whole = json.loads(text)
+        whole = whole.get("data", whole) if isinstance(whole, dict) else whole
+        return pd.DataFrame(whole).to_dict("records") if isinstance(whole, dict) else whole
     for number, line in enumerate(text.split("\n"), 1):
         with explained("json_line", path=path, number=number):
             rows += [json.loads(line)] if line.strip() else []
@@ -593,10 +602,17 @@ def json_rows(path: Path) -> list[dict]:
 
 
 def csv_rows(path: Path) -> list[dict]:
-    """CSV と TSV です。区切りは、見出しの行にあるコンマ、タブ、セミコロンのうち、いちばん多いものです。"""
+    """CSV と TSV です。区切りは、見出しの行にあるコンマ、タブ、セミコロンのうち、いちばん多いものです。
+
+    「"はい"です」のように、欄を囲んでいない引用符があれば、どの引用符も、ただの文字として読みます。
+    """
     text = read_text(path)
-    delimiter = max(",\t;", key=text.partition("\n")[0].count)
-    table = pd.read_csv(io.StringIO(text), sep=delimiter, header=None, dtype=str, keep_default_na=False)
+    form = {"delimiter": max(",\t;", key=text.partition("\n")[0].count), "quoting": csv.QUOTE_MINIMAL}
+    try:
+        list(csv.reader(io.StringIO(text, newline=""), **form, strict=True))
+    except csv.Error:
+        form["quoting"] = csv.QUOTE_NONE
+    table = pd.read_csv(io.StringIO(text), header=None, dtype=str, keep_default_na=False, **form)
     names, *rows = table.loc[(table != "").any(axis=1), (table != "").any()].to_numpy().tolist()  # Excel の空の行と列
     if len(set(names)) < len(names):
         raise ValueError(f"見出しの名前が重なっています: {'、'.join(names)}")
@@ -612,58 +628,75 @@ def to_pair(row: dict, place: str) -> dict:
     if not isinstance(row, dict):
         raise HelperError("not_a_row", place=place, kind=type(row).__name__)
     names = [str(name).strip().lower() for name in row]
-    row, same = dict(zip(names, row.values(), strict=True)), len(names) > len({*names})
+    row, same = dict(zip(names, map(opened, row.values()), strict=True)), len(names) > len({*names})
     present = [name for name in PROMPT_COLUMNS if name in row]
     if same or not {"chosen", "rejected"} <= row.keys() or not (present or isinstance(row["chosen"], list)):
         raise HelperError("columns", place=place, columns="、".join(names))
-    (before, chosen), (other, rejected) = (split_answer(row[name], place) for name in ("chosen", "rejected"))
+    if unused := [name for name in NOT_TEXT if row.get(name)]:
+        raise HelperError("not_used", place=place, names="、".join(unused))
+    sides = [messages_of(row[name], place, "assistant") for name in ("chosen", "rejected")]
+    if any(not turns or turns[-1]["role"] != "assistant" for turns in sides):
+        raise HelperError("no_answer", place=place)
+    (*before, chosen), (*other, rejected) = sides
     if before != other:
         raise HelperError("different_start", place=place)
     name = next((name for name in present if row[name]), None)
-    turns = row.get(name)  # 会話の列が、回答まで含むことがある
-    turns = turns[:-1] if isinstance(turns, list) and conversation_text(turns[-1:], place)[:2] == "回答" else turns
-    parts = turns, row.get("input") if name == "instruction" else None
-    asked = "\n".join(filter(None, (conversation_text(part, place) for part in parts)))
-    prompt = re.sub(r"\A\s*質問\s*[:：]|\s*回答\s*[:：]\s*\Z", "", max(before, asked, key=len)).strip()
-    system = conversation_text(row.get("system"), place)
-    kept = {name: None if value != value or value is None else conversation_text(str(value), place)
-            for name, value in ((name, row.get(name)) for name in (*KEPT_COLUMNS, "split"))}  # fmt: skip
-    prompt = f"システム: {system}\n質問: {prompt}" if system and prompt and prompt[:5] != "システム:" else prompt
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | kept
+    asked = as_conversation(row[name]) if isinstance(row.get(name), str) else messages_of(row.get(name), place)
+    asked = asked[:-1] if asked and asked[-1]["role"] == "assistant" else asked  # 回答まで含む会話もある
+    asked = asked or messages_of(None, place)
+    for part in (row.get("input") if name == "instruction" else None, row.get("context")):
+        asked[-1]["content"] = "\n".join(each["content"] for each in [asked[-1], *messages_of(part, place)]).strip()
+    short, turns = sorted((asked, before), key=lambda turns: len(as_text(turns)))
+    if question_key(as_text(short)) not in question_key(as_text(turns)):
+        raise HelperError("two_questions", place=place, name=name)
+    said = messages_of(row.get("system"), place, "system") + messages_of(row.get("history") or [], place) + turns
+    system = "\n".join(dict.fromkeys(turn["content"] for turn in said if turn["role"] == "system" and turn["content"]))
+    said = [{"role": "system", "content": system}] * bool(system) + [turn for turn in said if turn["role"] != "system"]
+    prompt = as_text(said) if as_text(turns) else ""  # 空の質問は、点検が見つける
+    pair = {"prompt": prompt, "chosen": chosen["content"], "rejected": rejected["content"]}
+    pair |= {name: None if row.get(name) is None else str(row[name]) for name in (*KEPT_COLUMNS, "split")}
+    if broken := [text for text in pair.values() if text and re.search(r"[\ud800-\udfff]", text)]:
+        raise HelperError("not_text", place=place, value=broken[0])
+    return pair
 
 
-def split_answer(value, place: str) -> tuple[str, str]:
-    """回答の列を (それより前の会話, 回答) に分けます。文字列なら、前の会話は空です。"""
-    messages = [value] if isinstance(value, dict) else value
-    if not isinstance(messages, list):
-        return "", conversation_text(messages, place)
-    if not conversation_text(messages[-1:], place).startswith("回答: "):
-        raise HelperError("no_answer", place=place)
-    last = messages[-1]
-    return conversation_text(messages[:-1], place), conversation_text(last.get("content", last.get("value")), place)
+def opened(value):
+    """欄の値です。配列や文字列になった会話（JSON、Python のリスト、「Human: … Assistant: …」）は、リストに戻します。"""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(value, str):
+        return None if value != value else value  # NaN は、pandas の空の欄
+    if re.match(r"""\s*(\[\s*)?{(?=.*['"](role|from)['"])(?=.*['"](content|value)['"])""", value, re.DOTALL):
+        for read in (json.loads, ast.literal_eval):
+            with contextlib.suppress(ValueError, SyntaxError):
+                return read(re.sub(r"}\s+{", "}, {", value))  # pandas が CSV に書いた配列には、コンマがない
+    first, *rest = re.split(r"(?:\A|\n)\s*(Human|Assistant):", value)
+    said = [{"role": role, "content": text.strip()} for role, text in zip(rest[::2], rest[1::2], strict=True)]
+    return value if first.strip() else said or value
 
 
-# 発言の役割（none は、書かれていないもの）と、文字列にするときの呼び名です。
+# 発言の役割の、ほかの呼び方です。
 ROLES = {
-    "user": "質問", "human": "質問", "prompter": "質問", "ユーザー": "質問",
-    "assistant": "回答", "gpt": "回答", "bot": "回答", "model": "回答", "アシスタント": "回答", "none": "回答",
-    "system": "システム", "developer": "システム",
+    "user": "user", "human": "user", "prompter": "user", "ユーザー": "user",
+    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "アシスタント": "assistant",
+    "system": "system", "developer": "system",
 }  # fmt: skip
 
 
-def conversation_text(value, place: str) -> str:
-    """会話を `質問: …\n回答: …\n質問: …` の形にします。文字列はそのまま、None と NaN は空にします。"""
-    if isinstance(value, list):
-        return "\n".join(conversation_text(message, place) for message in value)
-    if isinstance(value, dict) and {"content", "value"} & value.keys():
-        role, text = str(value.get("role", value.get("from"))).lower(), value.get("content", value.get("value"))
-        if role in ROLES:  # 文の中の「質問:」の行は、見出しに見えないように、字下げする
-            return f"{ROLES[role]}: " + re.sub(HEADING, r"　\g<0>", conversation_text(text, place))
-    if value is None or value != value:
-        return ""
-    if not isinstance(value, str) or re.search(r"[\ud800-\udfff]", value):
+def messages_of(value, place: str, role: str = "user") -> list[dict]:
+    """欄の値を、発言（{role, content}）のリストにします。role は、書かれていないときの役割です。
+
+    文字列のリストと、[質問, 回答] の組のリストは、質問と回答が交互に並ぶものとみなします。
+    """
+    if isinstance(value, (list, tuple)):
+        roles = ("user", "assistant") * len(value)
+        return [turn for each, role in zip(value, roles, strict=False) for turn in messages_of(each, place, role)]
+    text, said = "" if value is None else value, role
+    if isinstance(value, dict):
+        text = None if value.get("tool_calls") else value.get("content", value.get("value"))
+        said = ROLES.get(str(value.get("role") or value.get("from") or role).lower())
+    if not isinstance(text, str) or not said:
         raise HelperError("not_text", place=place, value=value)
-    return value
+    return [{"role": said, "content": text}]
 
 
 # ======== データを分ける
@@ -725,19 +758,18 @@ AUDIT = {
     "empty": ("error", "空の欄（「None」や見えない文字だけの欄も）があります。行を除くか、内容を補ってください。"),
     "equal": ("error", "chosen と rejected が、空白や全角・半角のほかは同じです。行を除いてください。"),
     "no_room": ("error", "質問だけで {max_length} トークン以上です。max_length を増やすか、行を除いてください。"),
-    "duplicate": ("warning", "同じペアが重なっています。dpo.repair(pairs) で一つにまとめられます。"),
+    "duplicate": ("warning", "同じペアが重なっています。一つを残して、除いてください。"),
     "contradiction": ("warning", "同じ質問で、chosen と rejected が逆の行があります。正しいほうを残してください。"),
     "leak": ("warning", "記号や空白のほかは同じ質問が学習用にもあり、成績が高く出ます。除いてください。"),
-    "unbalanced": ("warning", "検証用が {unbalanced} ペアです。{largest} ペアもある質問か概念を減らしてください。"),
     "prompt_in_answer": ("warning", "回答に質問の文がそのまま入っています。回答だけにしてください。"),
     "no_japanese": ("warning", "よい回答（chosen）に日本語の文字がありません。日本語のデータか確かめてください。"),
+    "markers": ("warning", "<|im_start|>、[INST]、「### 指示」などがあります。除いてください（印は自動で付きます）。"),
+    "unknown": ("warning", "回答に、このモデルの知らない文字があり、見分けられません。別のモデルにしてください。"),
     "garbled": ("warning", "文字化けか制御文字があります。元のファイルの文字コードを確かめてください。"),
     "over_long": ("warning", "長すぎて後ろが切れます。max_length を {longest} にするか、長い行を除いてください。"),
-    "boundary": ("warning", "質問と回答の境目をまたぐトークンがあります。回答の先頭に余分な空白や記号がありませんか。"),
     "round_trip": ("warning", "トークンに直して戻すと文字が変わります。行を除くか、別のモデルにしてください。"),
     "length_rule": ("info", "{longer}ほうを選ぶだけの規則の正解率は {length_rule:.0%} です。"),
-    "ngram_rule": ("info", "質問を見ずに、文字の並びだけで選ぶ規則の正解率は {ngram_rule:.0%} です。"),
-}  # fmt: skip
+    "ngram_rule": ("info", "質問を見ずに、文字の並びだけで選ぶ規則の正解率は {ngram_rule:.0%} です。")}  # fmt: skip
 MOST_CUT = 0.05  # これを超える割合のペアが EOS を失うと、回答が終わらなくなる
 RULE_ADVICE = "DPO の正解率がこれより高くなければ、内容を学んだとは言えません。逆の傾向のペアを足してください。"
 
@@ -754,30 +786,26 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 
         keys = list(map(question_key, pairs["prompt"][:]))
         seen = {key for i, key in enumerate(keys) if i not in held_out}
         faults["leak"] = [i in held_out and key in seen for i, key in enumerate(keys)]
-        share = len(held_out) / even_share(len(pairs), eval_fraction)
-        if len(pairs) >= 20 and "split" not in pairs.column_names and not 0.5 <= share <= 2:
-            facts |= {"unbalanced": len(held_out), "largest": max(Counter(pair_groups(pairs)).values())}
         facts |= rule_accuracies(pairs, held_out)
     found = []
     for name, (severity, advice) in AUDIT.items():
         rows = [i for i, wrong in enumerate(faults.get(name, [])) if wrong]
         if rows or name in facts:
             severity = "error" if name == "over_long" and len(rows) > MOST_CUT * len(pairs) else severity
-            usual = {"length_rule": 0.6, "ngram_rule": 0.9}.get(name, math.inf)
-            biased = facts.get(name, 0) > usual and len(pairs) >= 100
+            biased = facts.get(name, 0) > {"length_rule": 0.6, "ngram_rule": 0.9}.get(name, 1) and len(pairs) >= 100
             found.append({
                 "check": name, "severity": "warning" if biased else severity, "count": len(rows),
                 "share": len(rows) / len(pairs), "rows": rows, "value": facts.get(name),
-                "advice": advice.format(**facts) + (RULE_ADVICE if biased else ""),
-            })  # fmt: skip
+                "advice": advice.format(**facts) + (RULE_ADVICE if biased else "")})  # fmt: skip
     return found
 
 
 NOTHING = ("", "None", "none", "nan", "NaN", "NULL", "null", "N/A", "#N/A", "#NAME?")  # 空の欄が、文字になったもの
 JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠々]")
 GARBLED = re.compile(  # 置き換え文字と制御文字、UTF-8 を CP932 や Latin-1 として読んだときに並ぶ文字
-    r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|(?:[縺繧繝譁][^\s]?){2}|[ãÃâ][\x80-\u2122]"
-)
+    r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|(?:[縺繧繝譁][^\s]?){2}|[ãÃâ][\x80-\u2122]")  # fmt: skip
+MARKERS = re.compile(r"<\|\w+\|>|\[/?INST\]|<(?:start|end)_of_turn>|</?s>"
+                     r"|(?m:^\s*(?:###\s*(?:指示|入力|応答|Instruction|Input|Response)|(?:USER|ASSISTANT|SYSTEM):))")
 
 
 def text_faults(pairs) -> dict[str, list[bool]]:
@@ -791,8 +819,8 @@ def text_faults(pairs) -> dict[str, list[bool]]:
         "duplicate": table.duplicated(), "contradiction": [row in flipped and row[1] != row[2] for row in rows],
         "prompt_in_answer": [len(p) >= 8 and (p in chosen or p in rejected) for p, chosen, rejected in rows],
         "no_japanese": (table["chosen"] != "") & ~table["chosen"].str.contains(JAPANESE),
-        "garbled": [any(map(GARBLED.search, row)) for row in raw.itertuples(index=False, name=None)],
-    }  # fmt: skip
+        **{name: [any(map(pattern.search, row)) for row in raw.itertuples(index=False, name=None)]
+           for name, pattern in (("garbled", GARBLED), ("markers", MARKERS))}}  # fmt: skip
 
 
 def normalized(text) -> str:
@@ -833,11 +861,12 @@ def token_faults(pairs, tokenizer, max_length: int) -> tuple[dict, dict]:
     prompts = list(map(len, prompt_tokens(texts["prompt"], tokenizer)))
     lengths = [len(each["prompt_ids"]) + max(len(each["chosen_ids"]), len(each["rejected_ids"])) for each in ids]
     most, no_room = np.quantile(lengths, 1 - MOST_CUT, method="higher"), np.array(prompts) >= max_length
+    unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id, tokenizer.pad_token_id}  # GPT-2 では、どれも同じ印
     back = tokenizer.batch_decode(tokenizer(chosen)["input_ids"], skip_special_tokens=True)
     return {
         "no_room": no_room,
         "over_long": [length > max_length for length in lengths],
-        "boundary": [len(each["prompt_ids"]) < length for each, length in zip(ids, prompts, strict=True)],
+        "unknown": [not unknown.isdisjoint(each["chosen_ids"] + each["rejected_ids"]) for each in ids],
         "round_trip": [question_key(left) != question_key(right) for left, right in zip(back, chosen, strict=True)],
     }, {"max_length": max_length, "longest": max(lengths), "needed": max(most, *(lengths * no_room))}  # fmt: skip
 
@@ -856,19 +885,14 @@ def refuse_errors(findings: list[dict]) -> None:
         raise HelperError("bad_data", errors="".join(errors))
 
 
-def repair(pairs):
-    """空白と Unicode の表し方を整え、同じペアを一つにし、(直したペア, 変えたことの表) を返します。"""
-    before = pairs.to_pandas()
-    table = before.assign(**{name: before[name].map(tidy) for name in PAIR_COLUMNS})
-    again, edited = table.duplicated(PAIR_COLUMNS), (table != before)[PAIR_COLUMNS].any(axis=1)
-    done = np.where(again, "前の行と同じなので除きました", "空白か文字を整えました")
-    changes = table.assign(件目=table.index + 1, 変えたこと=done).loc[again | edited, ["件目", "変えたこと"]]
-    return datasets.Dataset.from_pandas(table[~again], preserve_index=False), changes
+UNUSABLE = ("empty", "equal", "no_room", "duplicate", "contradiction")  # `repair` が除くもの
 
 
-def tidy(text) -> str:
-    """前後と行末の空白を除き、Unicode NFC にそろえます。"""
-    return "\n".join(line.rstrip() for line in unicodedata.normalize("NFC", text or "").strip().split("\n"))
+def repair(pairs, findings: list[dict]) -> tuple:
+    """`audit_pairs` が見つけた、学習に使えない行と重なった行を除き、(残ったペア, 除いた行の表) を返します。"""
+    why = dict(sorted((i, each["advice"]) for each in findings if each["check"] in UNUSABLE for i in each["rows"]))
+    dropped = pairs.select([*why]).to_pandas().assign(件目=[i + 1 for i in why], 理由=[*why.values()])
+    return pairs.select([i for i in range(len(pairs)) if i not in why]), dropped
 
 
 # ======== モデル
@@ -888,6 +912,9 @@ def load_model(config: Config, show=None):
     tokenizer = load_tokenizer(source)
     with explained("model", name=source):
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
+    sample, size = prompt_tokens(["質問"], tokenizer)[0], model.get_input_embeddings().num_embeddings
+    if not tokenizer("質問")["input_ids"] or max(tokenizer.vocab_size - 1, tokenizer.eos_token_id, *sample) >= size:
+        raise HelperError("vocabulary", name=source, size=size)
     ends = {name: getattr(model.generation_config, name) for name in ("bos_token_id", "eos_token_id")}
     model.generation_config = transformers.GenerationConfig(**ends)  # 繰り返しへの罰など、回答を変える設定を除く
     if config.max_length > (limit := getattr(model.config, "max_position_embeddings", math.inf)):
@@ -898,6 +925,8 @@ def load_model(config: Config, show=None):
 def load_tokenizer(source):
     """トークナイザを返します。パディングの印がなければ EOS で代え、`chat_template` の書き方を持たせます。"""
     with explained("model", name=source):  # モデルに付いてきたプログラムは、実行しない
+        if transformers.utils.find_adapter_config_file(str(source)):  # 黙って、元のモデルから始めることになる
+            raise HelperError("adapter_base", name=source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     if tokenizer.eos_token is None:
         raise HelperError("no_eos", name=source)
@@ -965,23 +994,17 @@ def build_tiny(config: Config, show=None):
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(  # 短い時間で覚えさせるので、ドロップアウトは 0
         **ends, vocab_size=len(tokenizer), n_positions=max(256, config.max_length), n_embd=192, n_layer=2, n_head=4,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, activation_function="gelu_pytorch_tanh",
-        name_or_path=f"{config.folder}/base",
-    ))  # fmt: skip
+        name_or_path=f"{config.folder}/base"))  # fmt: skip
     starts = tokenizer([text["prompt"] for text in texts])["input_ids"]
     ids = tokenizer([text["prompt"] + text["completion"] + tokenizer.eos_token for text in texts])["input_ids"]
     rows = [{"input_ids": row, "labels": [-100] * n + row[n:]} for n, row in zip(map(len, starts), ids, strict=True)]
-    trainer = transformers.Trainer(
-        model,
-        transformers.TrainingArguments(
-            str(config.folder / "元のモデル.tmp"), save_steps=0.1, save_total_limit=1, dataloader_pin_memory=False,
-            per_device_train_batch_size=16, num_train_epochs=4, learning_rate=4e-3, warmup_steps=0.1, logging_steps=10,
-            seed=config.data_seed, report_to="none", use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
-        ),
-        train_dataset=datasets.Dataset.from_list(rows), data_collator=transformers.DataCollatorForSeq2Seq(tokenizer),
-        callbacks=[recorder(config, show=show)],
-    )
-    fit(trainer)
-    shutil.rmtree(trainer.args.output_dir, ignore_errors=True)
+    args = transformers.TrainingArguments(
+        str(config.folder / "元のモデル.tmp"), save_steps=0.1, save_total_limit=1, dataloader_pin_memory=False,
+        per_device_train_batch_size=16, num_train_epochs=4, learning_rate=4e-3, warmup_steps=0.1, logging_steps=10,
+        seed=config.data_seed, report_to="none", use_cpu=not torch.cuda.is_available(), disable_tqdm=True)  # fmt: skip
+    inputs = {"train_dataset": datasets.Dataset.from_list(rows), "callbacks": [recorder(config, show=show)]}
+    fit(transformers.Trainer(model, args, transformers.DataCollatorForSeq2Seq(tokenizer), **inputs))
+    shutil.rmtree(args.output_dir, ignore_errors=True)
     return model, tokenizer
 
 
@@ -997,8 +1020,7 @@ def tiny_tokenizer(texts: list[str]):
     bpe.decoder = decoders.ByteLevel()
     alphabet, end = pre_tokenizers.ByteLevel.alphabet(), "<|endoftext|>"
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=3000, initial_alphabet=alphabet, special_tokens=[end, "<|pad|>"], show_progress=False
-    ))  # fmt: skip
+        vocab_size=3000, initial_alphabet=alphabet, special_tokens=[end, "<|pad|>"], show_progress=False))  # fmt: skip
     marks = {"bos_token": end, "eos_token": end, "pad_token": "<|pad|>", "chat_template": PLAIN_TEMPLATE}
     return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, **marks)
 
@@ -1011,8 +1033,7 @@ def lora_config(config: Config, model):
     return peft.LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=0.0, target_modules="all-linear",
         fan_in_fan_out="gpt2" in model.config.model_type,  # GPT-2 の線形層（Conv1D）は、重みを転置して持つ
-        task_type="CAUSAL_LM",
-    )  # fmt: skip
+        task_type="CAUSAL_LM")  # fmt: skip
 
 
 def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
@@ -1020,7 +1041,7 @@ def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
 
     計算は float32 です。fp16 は勾配のあふれたステップを飛ばし、bf16 は損失の初めの値がずれます。
     """
-    on_gpu, rows = torch.cuda.is_available(), config.rows_per_step(phase)
+    on_gpu, rows = torch.cuda.is_available(), {"sft": config.sft_batch_size, "dpo": config.effective_batch_size}[phase]
     newer = "activation_checkpointing" in {f.name for f in fields(transformers.TrainingArguments)}  # 5.2x からの名前
     os.environ |= {"ACCELERATE_MIXED_PRECISION": "bf16" if config.bf16 else "no",  # accelerate に保存された値より優先
                    "TENSORBOARD_LOGGING_DIR": f"{config.folder}/tensorboard"}  # fmt: skip
@@ -1034,8 +1055,7 @@ def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
         "report_to": config.report_to if phase == "dpo" else "none",
         "logging_steps": 1, "logging_nan_inf_filter": False,  # NaN を 0 と記録させない
         "router_aux_loss_coef": 0.0,  # 混合エキスパートの割り振りの損失を、選好の損失に混ぜない
-        "save_strategy": "steps", "save_steps": 50, "save_total_limit": 2,
-    }  # fmt: skip
+        "save_strategy": "steps", "save_steps": 50, "save_total_limit": 2}  # fmt: skip
 
 
 def sft_args(config: Config, batch_size: int, num_pairs: int):
@@ -1076,23 +1096,20 @@ def train_sft(batch_size: int, config: Config, model, tokenizer, pairs, callback
 def train_dpo(batch_size: int, config: Config, model, tokenizer, pairs, callbacks=()):
     """DPO で学習します。損失は論文の式 (7) です。終わった `trl.DPOTrainer` を返します。"""
     rows, args = pairs.select_columns(PAIR_COLUMNS).map(as_messages), dpo_args(config, batch_size, len(pairs))
-    trainer = with_terms(trl.DPOTrainer)(
-        model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks]
-    )
-    drop_reference(trainer)
+    options = {"train_dataset": rows, "processing_class": tokenizer, "callbacks": [*callbacks]}
+    trainer = with_terms(trl.DPOTrainer)(model, args=args, **options)
+    trainer.model.delete_adapter("ref")  # 計算の済んだ参照モデル。残すと、続きから読めない Transformers の版がある
     return fit(trainer)
 
 
 def with_terms(trainer_class):
     """`trl.DPOTrainer` を、損失の二つの項 loss/preference と loss/sft も記録するものにします。
 
-    TRL は和だけを記録し、マイクロバッチの長さが違うと、あとから分けられません。SFT の項は、chosen の 1 トークンあたり
-    の負の対数尤度です。選好の損失の重みが 0 なら、選好の項は NaN です。
+    TRL は和だけを記録します。SFT の項は、chosen の 1 トークンあたりの負の対数尤度です。選好の損失の重みが 0 なら、
+    選好の項は NaN です。
     """
 
     class WithTerms(trainer_class):
-        terms: tuple = ()
-
         def compute_loss(self, model, inputs, *args, **kwargs):
             seen = []
             hook = model.register_forward_hook(lambda module, given, outputs: seen.append(outputs.log_probs.detach()))
@@ -1102,28 +1119,13 @@ def with_terms(trainer_class):
                 hook.remove()
             chosen = inputs["completion_mask"][:, 1:].chunk(2)[0]  # (B, T-1)。前の半分が chosen
             sft = -(seen[0][:, -chosen.shape[1] :].chunk(2)[0] * chosen).sum() / chosen.sum()
-            self.terms = *self.terms, torch.stack([loss.detach(), sft])
+            total, sft = self.accelerator.gather(torch.stack([loss.detach(), sft])).reshape(-1, 2).mean(0).tolist()
+            (preference, weight), logged = self.args.loss_weights, self._metrics["train"]  # TRL が平均して記録する
+            logged["loss/preference"].append((total - weight * sft) / preference if preference else math.nan)
+            logged["loss/sft"].append(sft)
             return loss
 
-        def log(self, logs, *args, **kwargs):
-            if self.terms:
-                total, sft = self.accelerator.gather(torch.stack(self.terms)).reshape(-1, 2).mean(0).tolist()
-                (preference, weight), self.terms = self.args.loss_weights, ()
-                logs["loss/preference"] = (total - weight * sft) / preference if preference else math.nan
-                logs["loss/sft"] = sft
-            super().log(logs, *args, **kwargs)
-
     return WithTerms
-
-
-def drop_reference(trainer) -> None:
-    """参照モデルの対数確率が計算済みなのを確かめて、その写し（学習前のアダプタ）を手放します。
-
-    残すと、続きから読めない Transformers の版があります。このあと trainer.evaluate() を呼ぶと、参照モデルが違います。
-    """
-    if "ref_chosen_logps" not in trainer.train_dataset.column_names:
-        raise HelperError("no_reference", version=version("trl"))
-    trainer.model.delete_adapter("ref")
 
 
 def fit_memory(train_phase, model, rows: int, report=print):
@@ -1272,10 +1274,10 @@ def recorder(config: Config, drive: Path | None = None, report=print, show=None)
                 row["rewards/accuracies"] = 0.5
             due = self.seen >= self.due or state.global_step == state.max_steps
             if show and due and "loss" in row and state.is_world_process_zero:  # 最後の 1 行は、学習全体のまとめ
-                self.tell(state, Path(args.output_dir).name)
+                self.tell(state, Path(args.output_dir).name, args.train_batch_size * args.gradient_accumulation_steps)
 
-        def tell(self, state, phase):
-            rows, batch = [row for row in state.log_history if "loss" in row], config.rows_per_step(phase)
+        def tell(self, state, phase, batch):
+            rows = [row for row in state.log_history if "loss" in row]
             each = (self.seen - self.started) / max(1, state.global_step - self.first)
             line = progress_line(rows, batch, state.max_steps, each * (state.max_steps - state.global_step), phase)
             for text in diagnose(rows, batch, state.max_steps) if "rewards/margins" in rows[-1] else []:
@@ -1334,8 +1336,7 @@ def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
         "flat": done >= max(20, 0.4 * steps) and 0.98 * first < loss <= 1.08 * first,
         "chosen_falls": chosen < -3,
         "too_easy": 100 / batch_size <= done <= 0.2 * steps and accuracy > 0.99,
-        "wide_margin": margin > 10,
-    }
+        "wide_margin": margin > 10}  # fmt: skip
     return [say(name, first=first) for name, seen in signs.items() if seen]
 
 
@@ -1449,8 +1450,9 @@ def generate_batch(model, tokenizer, max_length: int, sample: bool, questions: l
     return [(answer.strip(), not set(ends).isdisjoint(ids)) for answer, ids in zip(answers, output, strict=True)]
 
 
-def generate_response(prompt: str, model, tokenizer, max_length: int = 128) -> str:
-    """質問か、`質問: …`、`回答: …` の行が交互に並ぶ会話への回答を返します。初めの `質問:` はなくても同じです。"""
+def generate_response(prompt, model, tokenizer, max_length: int = 128) -> str:
+    """質問（文字列）か、会話（{role, content} のリスト）への回答を返します。"""
+    prompt = as_text(messages_of(prompt, "質問")) if isinstance(prompt, list) else prompt
     if not isinstance(prompt, str) or not prompt.strip() or re.search(r"[\ud800-\udfff]", prompt):
         raise HelperError("text", name="質問", value=prompt)
     return generate_responses([prompt], model, tokenizer, max_length)[0][0]
@@ -1585,8 +1587,7 @@ def evaluate_run(run: Run) -> dict:
             "sampled": {which: answer_rates(drawn, which) for which in MODELS},
             "chrf_gain_interval": cluster_interval(gains, greedy["group"]),
             **{f"{name}_change_interval": cluster_interval(each, drawn["group"]) for name, each in changes.items()},
-        },
-    }  # fmt: skip
+        }}  # fmt: skip
     run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
     run.metrics |= run.timing | {"evaluate_seconds": time.perf_counter() - started}
     run.metrics["total_seconds"] = sum(run.metrics[f"{name}_seconds"] for name in ("sft", "train", "evaluate"))
@@ -1614,8 +1615,7 @@ def judge(metrics: dict) -> tuple[str, str]:
         (metrics["margin_size"] < 0.1, "ほとんど変化していない", "hardly_moved"),
         (high < 0.5, "効果を確認できない", "worse"),
         (metrics["accuracy_train"] >= 0.75, "過学習の疑い", "overfitted"),
-        (True, "効果を確認できない", "no_effect"),
-    )
+        (True, "効果を確認できない", "no_effect"))  # fmt: skip
     verdict, name = next((verdict, name) for holds, verdict, name in rules if holds)
     names = [name, advice * (name == "broken"), "more_garbled" * worse["garbled"],
              "peaked" * bool(metrics["peak_loss"] > 1.04 * metrics["first_loss"])]  # fmt: skip
@@ -1630,8 +1630,7 @@ COLUMN_NAMES = {
     "base": "元のモデル", "sft": "SFT のあと", "dpo": "DPO のあと", "flawed": "欠点のある割合",
     "ended": "EOS まで生成した割合", "readable": "読める割合", "empty": "空", "repeats": "繰り返し",
     "broken": "壊れた割合", "chrf": "chosen との chrF", "near_chosen": "よい回答に近い割合",
-    "garbled": "どの文とも違う割合",
-}  # fmt: skip
+    "garbled": "どの文とも違う割合"}  # fmt: skip
 
 
 def show_table(table):
@@ -1654,8 +1653,7 @@ PANELS = {  # 図の題: (ログの名前, 点線の値の名前)。点線は、
     "Preference loss": (["loss/preference"], "no preference yet"),
     "How often chosen wins": (["rewards/accuracies"], "chance"),
     "Gap: chosen minus rejected": (["rewards/margins"], "no preference yet"),
-    "Implicit rewards": (["rewards/chosen", "rewards/rejected"], "reference model"),
-}
+    "Implicit rewards": (["rewards/chosen", "rewards/rejected"], "reference model")}  # fmt: skip
 ANSWER_COLORS = {"near_chosen": "#4daf7c", "garbled": "#d9d9d9", "wrong_fact": "#9e4a9e", "vague": "#f2a33a",
                  "rude": "#d7301f", "cut_off": "#fddc6c", "other_facet": "#7a5c43", "other_concept": "#5b8fd1"}
 
@@ -1802,7 +1800,7 @@ def claim_folder(config: Config, pairs, *base) -> None:
         config.folder.mkdir(parents=True, exist_ok=True)
         settings = asdict(config) | {"identity": run_identity(config, pairs), "data": data_digest(config, pairs)}
         save_text(config.folder / "config.json", json.dumps(settings, ensure_ascii=False, indent=2))
-    if base and config.base_model == OFFLINE_TINY and not (config.folder / "base").is_dir():
+    if base and base[0].name_or_path == f"{config.folder}/base" and not (config.folder / "base").is_dir():
         save_whole(config.folder / "base", *(part.save_pretrained for part in base))
 
 
@@ -1824,8 +1822,7 @@ def save_run(run: Run) -> Path:
         plot_history(run.history, run.config.effective_batch_size).savefig(folder / "history.png", dpi=120)
         for name, plot in (("answers", plot_answers), ("margins", plot_margins)):
             plot(run).savefig(folder / f"{name}.png", dpi=120)
-        base = f"{folder}/base" if run.config.base_model == OFFLINE_TINY else run.config.base_model
-        save_text(folder / "README.md", model_card(run, base, f"{folder}/adapter"))
+        save_text(folder / "README.md", model_card(run, run.model.config.name_or_path, f"{folder}/adapter"))
         for name, values in (("environment", describe_runtime()), ("metrics", run.metrics)):
             save_text(folder / f"{name}.json", json.dumps(values, ensure_ascii=False, indent=2))
         for checkpoint in folder.glob("checkpoints/*/checkpoint-*"):
@@ -1935,15 +1932,15 @@ def keep_run(folder: Path, drive: Path | None) -> tuple[Path | None, str]:
 
 def push_run(run: Run, repository: str, private: bool = True) -> str:
     """アダプタとモデルカードを Hub に置き、その URL を返します。トークンは huggingface_hub が読みます。"""
-    if run.config.base_model == OFFLINE_TINY or os.path.isdir(run.config.base_model):
-        raise HelperError("local_base", name=run.config.base_model)
+    if os.path.isdir(base := run.model.config.name_or_path):
+        raise HelperError("local_base", name=base)
     with explained("hub", name=repository):
         api = hub.HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
         if private and not api.repo_info(repository).private:
             raise HelperError("public_hub", name=repository)
         api.upload_folder(repo_id=repository, folder_path=run.config.folder / "adapter")
-        card = model_card(run, run.config.base_model, repository).encode()
+        card = model_card(run, base, repository).encode()
         api.upload_file(repo_id=repository, path_or_fileobj=card, path_in_repo="README.md")
     return f"https://huggingface.co/{repository}"
 
@@ -2167,15 +2164,18 @@ MESSAGES = {
     "data_hub": "データ {name} を読み込めませんでした（{reason}）。builtin、Hub の名前（split は「名前:split」）、jsonl/json/csv/tsv/parquet のどれかを指定してください。",
     "not_a_row": "{place}が {kind} です。列の名前と値の組（辞書）にしてください。",
     "columns": "{place}の列は {columns} です。DPO には、同じ質問への二つの回答が要ります。列の名前を prompt（質問）、chosen（よい回答）、rejected（よくない回答）の一つずつにしてください。",
+    "not_used": "{place}に {names} があります。画像や音声、道具を使う会話は、学習に使えません。なくても答えられる行なら、その列を除いてください。",
+    "two_questions": "{place}で、{name} の列と、chosen の会話の質問が違います。どちらかにそろえるか、この行を除いてください。",
     "different_start": "{place}で、chosen と rejected の会話が、最後の回答より前で違っています。同じ会話への二つの回答にそろえるか、この行を除いてください。",
     "no_answer": "{place}の会話が、回答（assistant の発言）で終わっていません。直してください。",
     "not_text": "{place}に {value!r:.50} があります。文字列か、role（user、assistant、system など）と content の辞書のリストに直してください。",
     "bad_data": "データを学習に使えません。{errors}",
     "model": "モデル {name} を読み込めませんでした（{reason}）。名前のつづりとネットワークを確かめるか、手元のモデルのフォルダ、または base_model=offline-tiny（ネットワーク不要）を指定してください。",
+    "adapter_base": "モデル {name} は LoRA のアダプタです。`AutoPeftModelForCausalLM.from_pretrained(\"{name}\").merge_and_unload().save_pretrained(\"merged\")`（peft のクラス）で元のモデルに足し込み、トークナイザも同じ merged フォルダに保存して、base_model=merged を指定してください。",
+    "vocabulary": "モデル {name} のトークナイザが、モデル（語彙 {size}）に合わないか、日本語を何も読み取れません。同じモデルのトークナイザを、同じフォルダに置いてください。",
     "no_eos": "モデル {name} に、終わりの印（EOS）がありません。別のモデルにしてください。",
     "template": "このモデルのチャットテンプレートを、データに当てはめられません（{reason}）。データの発言の形を見直すか、別のモデルを指定してください。システムの発言を使えないモデルなら、その文を質問に含めます。",
     "less_memory": "メモリが足りないので、マイクロバッチを {size} に減らし、{times} 回分の勾配をためて続けます。1 ステップで使うペアは変わりません。",
-    "no_reference": "この版の TRL（{version}）は、参照モデルの対数確率を先に計算しません。`pip install --no-deps trl==1.16.0` で入れ直し、セッションを再起動してください。",
     "no_memory": "メモリが足りません。gradient_checkpointing を True にするか、lora_r を小さくするか、長いペアを除いて max_length を小さくするか、より小さいモデルにしてください。",
     "longer": "このモデルのトークナイザでは、質問と回答を合わせて {usual} トークンに収まらないペアがあるので、max_length を {longest} に延ばします。",
     "finished": "この設定の学習は終わっているので、保存した結果を使います。",

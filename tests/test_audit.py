@@ -5,8 +5,8 @@ from importlib.resources import files
 
 import pytest
 from datasets import Dataset
-from tokenizers import normalizers
-from transformers import GPT2Tokenizer
+from tokenizers import Tokenizer, models, normalizers, trainers
+from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
 import dpo_helpers as dpo
 
@@ -37,7 +37,7 @@ PLANTED = {
     "no_japanese": lambda row, last: {"chosen": "It is a technique."},
     "garbled": lambda row, last: {"chosen": row["chosen"].encode().decode("cp932", "replace")},
     "over_long": lambda row, last: {"rejected": row["rejected"] * 5},
-    "boundary": lambda row, last: {"chosen": ":" + row["chosen"]},  # 「:」二つが、一つのトークンになる
+    "markers": lambda row, last: {"prompt": f"[INST] {row['prompt']} [/INST]"},
 }
 
 
@@ -47,7 +47,7 @@ def test_planted_faults_are_found(fault, rows, tokenizer):
     for i in picked:
         rows[i] |= PLANTED[fault](rows[i], rows[-1])
     found = audit(rows, tokenizer)[fault]
-    assert len(found["rows"]) >= (25 if fault == "boundary" else 45)  # 空白は、次の字により溶け込む
+    assert len(found["rows"]) >= 45
     assert set(found["rows"]) <= {*picked, *([999] if fault in ("duplicate", "contradiction") else [])}
     assert (found["count"], found["share"]) == (len(found["rows"]), len(found["rows"]) / 1000)
     assert found["severity"] == ("error" if fault in ("empty", "equal", "no_room") else "warning")
@@ -103,6 +103,24 @@ def test_a_tokenizer_that_loses_characters_is_named(rows):
     assert audit(rows, lossy, 999)["round_trip"]["count"] > 500
 
 
+@pytest.mark.parametrize("text", [
+    "<|im_start|>user\nAIとは？<|im_end|>", "### 指示\nAIとは？", "USER: AIとは？", "<start_of_turn>user\nAI", "<s>AI",
+])  # fmt: skip
+def test_marks_of_another_model_are_named(text, rows, tokenizer):
+    rows[2]["prompt"] = text
+    assert audit(rows, tokenizer)["markers"]["rows"] == [2]
+
+
+def test_characters_that_the_tokenizer_does_not_know_are_counted(rows, tokenizer):
+    made = Tokenizer(models.BPE(unk_token="<unk>"))
+    made.train_from_iterator([text for row in rows for text in row.values()],
+                             trainers.BpeTrainer(special_tokens=["<unk>", "</s>"], limit_alphabet=5000))  # fmt: skip
+    known = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+    for i in (4, 8):
+        rows[i]["chosen"] += "🎉"
+    assert audit(rows, known)["unknown"]["rows"] == [4, 8] and "unknown" not in audit(rows, tokenizer)
+
+
 @pytest.mark.colab
 def test_errors_are_refused_with_their_rows_and_warnings_are_not(rows, tokenizer):
     rows[6] = dict(rows[7])
@@ -114,12 +132,13 @@ def test_errors_are_refused_with_their_rows_and_warnings_are_not(rows, tokenizer
 
 
 @pytest.mark.colab
-def test_repair_says_everything_it_changed_and_changes_nothing_else(rows):
+def test_repair_says_everything_it_dropped_and_changes_nothing_else(rows, tokenizer):
     before = [dict(row) for row in rows[:100]]
-    rows[3]["chosen"] = f"  {rows[3]['chosen']} \r\n"
-    rows[5]["rejected"], before[5]["rejected"] = "か\u3099です。", "がです。"  # 濁点が別の文字になった「が」
     rows[9] = dict(rows[8])
-    pairs, changes = dpo.repair(Dataset.from_list(rows[:100]))
-    assert pairs.to_list() == before[:9] + before[10:] and list(changes["件目"]) == [4, 6, 10]
-    again, nothing = dpo.repair(pairs)
+    rows[5]["rejected"], rows[3]["chosen"] = "", rows[3]["rejected"]
+    pairs, dropped = dpo.repair(Dataset.from_list(rows[:100]), [*audit(rows[:100], tokenizer).values()])
+    assert pairs.to_list() == [row for i, row in enumerate(before) if i not in (3, 5, 9)]
+    assert [*dropped["件目"]] == [4, 6, 10] and dropped["prompt"][0] == rows[3]["prompt"]
+    assert ["同じ" in why for why in dropped["理由"]] == [True, False, True] and "空" in dropped["理由"][1]
+    again, nothing = dpo.repair(pairs, [*audit(pairs.to_list(), tokenizer).values()])
     assert again.to_list() == pairs.to_list() and nothing.empty

@@ -50,9 +50,10 @@ def test_any_rows_are_refused_or_audited_repaired_and_split(small_run, rows):
     pairs = outcome(dpo.load_pairs, rows)
     if not isinstance(pairs, dpo.HelperError):
         assert len(pairs) == len(rows)
-        for found in dpo.audit_pairs(pairs, small_run.tokenizer):
+        findings = dpo.audit_pairs(pairs, small_run.tokenizer)
+        for found in findings:
             assert all(0 <= i < len(pairs) for i in found["rows"]) and dpo.finding_text(found).endswith("。")
-        assert len(dpo.repair(pairs)[0]) <= len(pairs)
+        assert sum(map(len, dpo.repair(pairs, findings))) == len(pairs)
         outcome(dpo.split_pairs, pairs)
 
 

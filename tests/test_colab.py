@@ -198,16 +198,17 @@ def test_pushing_is_private_and_errors_are_one_sentence(small_run, monkeypatch):
     with pytest.raises(dpo.HelperError, match="元のモデル .*small が Hub にない"):  # 手元のモデルのパスは、送らない
         dpo.push_run(small_run, "me/dpo")
     assert not Hub.calls
-    run = replace(small_run, config=replace(small_run.config, base_model="microsoft/DialoGPT-small"))
-    assert dpo.push_run(run, "me/dpo") == "https://huggingface.co/me/dpo"
+    monkeypatch.setattr(small_run.model.config, "_name_or_path", "microsoft/DialoGPT-small")
+    assert dpo.push_run(small_run, "me/dpo") == "https://huggingface.co/me/dpo"
     create, folder, card = Hub.calls
     assert create == ("create", "me/dpo", {"private": True, "exist_ok": True})
     assert "adapter_model.safetensors" in folder[2] and "README.md" not in folder[2]
-    assert 'from_pretrained("me/dpo")' in card[1] and small_run.metrics["verdict"] in card[1]
+    loading = ['from_pretrained("microsoft/DialoGPT-small")', 'from_pretrained("me/dpo")']
+    assert all(text in card[1] for text in loading) and small_run.metrics["verdict"] in card[1]
     with pytest.raises(dpo.HelperError, match="ユーザー名/リポジトリ名"):
-        dpo.push_run(run, "dpo")
+        dpo.push_run(small_run, "dpo")
     with pytest.raises(dpo.HelperError, match="公開のリポジトリ"):
-        dpo.push_run(run, "me/public")
+        dpo.push_run(small_run, "me/public")
     assert len([call for call in Hub.calls if call[0] == "folder"]) == 1
 
 

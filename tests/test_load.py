@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
@@ -25,7 +26,8 @@ def test_all_file_kinds_and_encodings_give_the_same_pairs(tmp_path, monkeypatch)
     lines, table = "\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS), table_text()
     texts = {"a.jsonl": lines + "\n\n", "bom.jsonl": "\ufeff" + lines, "lines.json": lines, "a.csv": table,
              "a.json": json.dumps(ROWS, indent=1), "bom.csv": "\ufeff" + table, "blank.csv": table + ",,\r\n,,\r\n",
-             "wider.csv": table.replace("\r\n", ",,\r\n"),
+             "wider.csv": table.replace("\r\n", ",,\r\n"), "nested.json": json.dumps({"data": ROWS}, indent=1),
+             "columns.json": json.dumps({name: [row[name] for row in ROWS] for name in ROWS[0]}),
              "a.tsv": table_text("\t"), "tab.csv": table_text("\t"), "semicolon.csv": table_text(";")}  # fmt: skip
     for name, text in texts.items():
         (tmp_path / name).write_bytes(text.encode())
@@ -42,6 +44,17 @@ def test_quotes_line_breaks_and_the_word_na_in_csv_survive(tmp_path):
     (tmp_path / "a.csv").write_text('prompt,chosen,rejected\nNA,"一行目\n二行目、""引用""","a, b"\n', "utf-8")
     expected = {"prompt": "NA", "chosen": '一行目\n二行目、"引用"', "rejected": "a, b"}
     assert dpo.load_pairs(tmp_path / "a.csv").to_list() == [expected]
+
+
+@pytest.mark.parametrize("lines", [
+    ['あ,"い"です,う', 'か,"き、と言う,く', "さ,し,す"],  # 次の引用符までの行を、飲み込まない
+    ['あ,い,"う', "か,き,く"],
+    ['あ,"い,う', 'か,き",く', 'さ,"し"ね,す'],
+])  # fmt: skip
+def test_quotation_marks_that_do_not_enclose_a_cell_are_just_characters(lines, tmp_path):
+    (tmp_path / "a.csv").write_text("\n".join(["prompt,chosen,rejected", *lines]), "utf-8")
+    rows = [list(row.values()) for row in dpo.load_pairs(tmp_path / "a.csv").to_list()]
+    assert rows == [line.split(",") for line in lines]
 
 
 @pytest.mark.parametrize(("row", "prompt"), [
@@ -63,7 +76,24 @@ def test_quotes_line_breaks_and_the_word_na_in_csv_survive(tmp_path):
     ({"system": "簡潔に", "chosen": [SYSTEM, USER, GOOD], "rejected": [SYSTEM, USER, BAD]},
      "システム: 簡潔に\n質問: 何？"),  # 同じシステムの発言は、重ねない
     ({"system": "簡潔に", "prompt": "困った。\nシステム: 古い"} | ANSWERS,
-     "システム: 簡潔に\n質問: 困った。\nシステム: 古い"),
+     "システム: 簡潔に\n質問: 困った。\n　システム: 古い"),
+    ({"system": "簡潔に", "prompt": [SYSTEM | {"content": "丁寧に"}, USER]} | ANSWERS,
+     "システム: 簡潔に\n丁寧に\n質問: 何？"),
+    ({"prompt": json.dumps([SYSTEM, USER]), "chosen": json.dumps([GOOD]), "rejected": json.dumps(BAD)},
+     "システム: 簡潔に\n質問: 何？"),  # 文字列になった会話
+    ({"messages": str(TURNS), "chosen": str([GOOD]), "rejected": str(BAD)}, "あ\n回答: い\n質問: う"),
+    ({"messages": str(TURNS).replace("}, {", "}\n {")} | ANSWERS, "あ\n回答: い\n質問: う"),  # pandas が書いた配列
+    ({side: f"\n\nHuman: あ\n\nAssistant: い\n\nHuman: う\n\nAssistant: {ANSWERS[side]}" for side in ANSWERS},
+     "あ\n回答: い\n質問: う"),  # hh-rlhf
+    ({"prompt": "Human: 何？\n\nAssistant:"} | ANSWERS, "何？"),
+    *(({"history": history, "prompt": "う"} | ANSWERS, "あ\n回答: い\n質問: う")
+      for history in ([["あ", "い"]], ["あ", "い"], TURNS[:2], json.dumps(TURNS[:2]))),
+    ({"history": [], "tools": [], "images": None, "prompt": "何？"} | ANSWERS, "何？"),
+    ({"history": [["あ", "い"]], "system": "簡潔に", "prompt": "う"} | ANSWERS,
+     "システム: 簡潔に\n質問: あ\n回答: い\n質問: う"),
+    ({"question": "何？", "context": "資料"} | ANSWERS, "何？\n資料"),
+    ({"messages": [USER], "context": "資料"} | ANSWERS, "何？\n資料"),
+    ({"prompt": '{"role": "x"} は何？'} | ANSWERS, '{"role": "x"} は何？'),  # 会話ではない
     ({"system": "簡潔に", "prompt": ""} | ANSWERS, ""),  # 質問がないことは、点検が見つける
     ({"instruction": "要約", "input": "長い文", "chosen": [{"role": "user", "content": "要約\n長い文"}, GOOD],
       "rejected": [{"role": "user", "content": "要約\n長い文"}, BAD]}, "要約\n長い文"),
@@ -99,6 +129,20 @@ def test_a_prompt_becomes_its_turns(prompt, turns):
     assert dpo.as_conversation(prompt) == [{"role": role, "content": content} for role, content in turns]
 
 
+def test_arrays_of_messages_are_understood():
+    rows = [{"prompt": np.array(TURNS, object), "chosen": np.array([GOOD], object), "rejected": "さあ"}]
+    assert dpo.load_pairs(rows)["prompt"][0] == "あ\n回答: い\n質問: う"
+
+
+def test_a_conversation_can_be_asked_as_messages(small_run):
+    asked = "システム: 簡潔に\n質問: あ\n回答: い\n質問: う"
+    answers = [dpo.generate_response(prompt, small_run.model, small_run.tokenizer) for prompt in (
+        asked, [SYSTEM, *TURNS], [{"role": "Human", "content": "う"}], "質問: う\n回答:", "う")]  # fmt: skip
+    assert answers[0] == answers[1] and answers[2] == answers[3] == answers[4]
+    with pytest.raises(dpo.HelperError, match="tool"):
+        dpo.generate_response([{"role": "tool", "content": "3"}], small_run.model, small_run.tokenizer)
+
+
 def test_lines_inside_a_message_that_look_like_turns_stay_inside():
     said = [("system", "答えの形\n回答: 一文"), ("user", "クイズを作って"),
             ("assistant", "はい。\n質問: 首都は？\n回答: 東京"), ("user", "もう一つ")]  # fmt: skip
@@ -129,6 +173,13 @@ REFUSED = {
     "壊れた絵文字": ([{"prompt": "a", "chosen": "\ud83d", "rejected": "c"}], ["1 件目", "ud83d"]),
     "壊れた概念": ([ROWS[0] | {"concept": "\ud83d"}], ["1 件目"]),
     "重なった見出し": ([ROWS[0] | {" Chosen": "c"}], ["chosen"]),
+    "道具を呼ぶ回答": ([{"messages": [USER, GOOD | {"tool_calls": [{"name": "f"}]}, USER]} | ANSWERS],
+                 ["1 件目", "tool_calls"]),
+    "画像": ([{"prompt": "何？", "images": ["a.png"]} | ANSWERS], ["1 件目", "images"]),
+    "道具": ([{"prompt": "何？", "tools": [{"name": "f"}]} | ANSWERS], ["1 件目", "tools"]),
+    "質問の食い違い": ([{"prompt": "いつ？", "chosen": [USER, GOOD], "rejected": [USER, BAD]}],
+                 ["1 件目", "prompt の列"]),
+    "中身のない発言": ([{"prompt": [{"role": "user", "content": None}]} | ANSWERS], ["1 件目", "user"]),
     "知らない役割": ([{"messages": [{"role": "tool", "content": "3"}, USER]} | ANSWERS], ["1 件目", "tool"]),
     "食い違う会話": ([{"prompt": "何？", "chosen": [SYSTEM, GOOD], "rejected": [BAD]}], ["1 件目", "違って"]),
     "役割がリスト": ([{"prompt": "a", "chosen": [GOOD | {"role": ["x"]}], "rejected": "c"}], ["1 件目"]),
@@ -138,7 +189,7 @@ BROKEN = {
     "head.csv": (b"prompt,chosen,rejected\n", ["一つもありません"]),
     "broken.jsonl": (json.dumps(ROWS[0]).encode() + b'\n{"prompt": "a"\n', ["2 行目", "JSON"]),
     "wide.csv": ("prompt,chosen,rejected\nあ,い,う\nあ,い,う,え\n".encode(), ["line 3", "saw 4"]),
-    "open.csv": ('prompt,chosen,rejected\nあ,い,"う\nか,き,く\n'.encode(), ["row 1"]),
+    "uneven.json": (b'{"prompt": ["a", "b"], "chosen": ["c"], "rejected": ["d"]}', ["uneven.json", "length"]),
     "twice.csv": ("prompt,chosen,rejected,chosen\nあ,い,う,え\n".encode(), ["chosen、rejected、chosen"]),
     "comma.json": (b'[\n{"prompt": "a"},\n]', ["line 3"]),
     "binary.csv": (b"\xff\xfe\x00\x81\xff" * 9, ["UTF-8", "CP932"]),

@@ -154,6 +154,68 @@ def test_earlier_turns_and_the_system_message_reach_the_template(small_base):
     assert said == [("system", "簡潔に"), ("user", "あ"), ("assistant", "い"), ("user", "う")]
 
 
+SHAPES = {  # 実物の書き方に近い、テンプレートの形
+    "llama3": """{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>
+
+{{ m.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>
+
+{% endif %}""",
+    "llm-jp": """{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}
+
+### 指示:
+{{ m.content }}{% elif m.role == 'system' %}{{ m.content }}{% else %}
+
+### 応答:
+{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %}
+
+### 応答:
+{% endif %}""",
+    "alpaca": """{% if messages[0].role != 'system' %}次の質問に答えてください。{% endif %}{% for m in messages %}
+{{ {'system': '', 'user': '### Instruction:', 'assistant': '### Response:'}[m.role] }}
+{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}
+{% endfor %}{% if add_generation_prompt %}
+### Response:
+{% endif %}""",
+    "chatml": CHATML, "gemma": TURNS, "plain": dpo.PLAIN_TEMPLATE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_our_tokens_are_those_of_the_template(shape):
+    """質問と回答のトークン番号をつなぐと、`apply_chat_template` で会話をそのまま直したものと同じです。"""
+    tokenizer = byte_level("<|eos|>", "<|eos|>", "<|bos|>")
+    tokenizer.bos_token, tokenizer.chat_template = "<|bos|>", SHAPES[shape]
+    prompt = "システム: 簡潔に\n質問: あ\n回答: い\n質問: う"
+    turns = [("system", "簡潔に"), ("user", "あ"), ("assistant", "い"), ("user", "う")]
+    pairs = Dataset.from_list([{"prompt": prompt, "chosen": "はい", "rejected": "いや"}])
+    (ids,) = dpo.tokenize_pairs(pairs, tokenizer)
+    for side, answer in (("chosen_ids", "はい"), ("rejected_ids", "いや")):
+        said = [{"role": role, "content": text} for role, text in (*turns, ("assistant", answer))]
+        whole = tokenizer.apply_chat_template(said, enable_thinking=False, tokenize=False)
+        assert tokenizer.decode(ids["prompt_ids"] + ids[side]) == whole and whole.count("う") == 1
+        assert answer in tokenizer.decode(ids[side]) and "う" not in tokenizer.decode(ids[side])
+
+
+def test_a_base_that_does_not_fit_its_tokenizer_or_is_an_adapter_is_refused(small_run, tmp_path):
+    def refused(name, tokenizer=None, folder=None):
+        folder = folder or tmp_path / name
+        if tokenizer:
+            small_run.model.get_base_model().config.save_pretrained(folder)
+            transformers.AutoModelForCausalLM.from_config(small_run.model.config).save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        with pytest.raises(dpo.HelperError) as error:
+            dpo.load_model(dpo.Config(base_model=str(folder), max_length=64))
+        return str(error.value)
+
+    wide = copy.deepcopy(small_run.tokenizer)
+    wide.add_tokens([f"<語{i}>" for i in range(len(wide), small_run.model.config.vocab_size + 9)])
+    wide.eos_token = wide.convert_ids_to_tokens(len(wide) - 1)
+    assert "語彙 3000" in refused("wide", wide)
+    silent = transformers.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="</s>")
+    assert "何も読み取れません" in refused("silent", silent)
+    assert "merge_and_unload" in refused("adapter", folder=small_run.config.folder / "adapter")
+
+
 def test_a_tokenizer_that_always_starts_with_bos_keeps_it():
     """Llama の形（テンプレートなし）では、BOS が一つ、質問の前に付きます。"""
     tokenizer, pairs = sentence_pieces(), dpo.build_pairs(20)

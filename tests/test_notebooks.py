@@ -13,7 +13,7 @@ import nbformat
 import peft
 import pytest
 import trl
-from conftest import ROOT
+from conftest import ROOT, finish
 from nbclient import NotebookClient
 from notebooks import canonical, place_base
 
@@ -159,3 +159,31 @@ def test_a_settings_file_is_used(small_config, tmp_path):
     for name in ("settings", "config"):
         exec(cell_of(notebook, name).source, names)
     assert names["config"].beta == 0.25 and names["config"].base_model == small_config().base_model
+
+
+def test_another_length_reaches_every_cell(small_config, tmp_path, capsys):
+    """既定の 128 トークンより長い質問も、設定した max_length なら、学習の前から自分の質問まで使えます。"""
+    questions = [f"{i} 番は？" + "と思いますか？" * 28 for i in range(40)]
+    rows = [{"prompt": each, "chosen": f"{each[:4]}です。", "rejected": "さあ。"} for each in questions]
+    config, pairs = small_config(max_length=200), dpo.load_pairs(rows)
+    run = finish(config, rows)
+    assert min(map(len, dpo.prompt_tokens(pairs["prompt"][:], run.tokenizer))) > 128
+    names = {"dpo": dpo, "config": run.config, "run": run, "model": run.model, "tokenizer": run.tokenizer,
+             "eval_pairs": run.eval_pairs, "pairs": pairs}  # fmt: skip
+    for name in ("load", "before", "ask", "own", "save"):
+        source = cell_of(read(FIRST), name).source
+        exec(source.replace("機械学習の注意点を教えてください。", rows[0]["prompt"]), names)
+    assert "正しく保存できています。" in capsys.readouterr().out
+
+
+def test_own_question_goes_on_to_a_second_turn(small_run, capsys):
+    names, asked = {}, []
+    names["generate_response"] = lambda talk: asked.append(talk) or dpo.generate_response(
+        talk, small_run.model, small_run.tokenizer, 64 * len(talk)
+    )
+    source = cell_of(read(FIRST), "own").source
+    exec(source, names)
+    assert len(asked) == 1
+    exec(source.replace('next_question = ""', 'next_question = "ほかには？"'), names)
+    assert [turn["role"] for turn in asked[-1]] == ["user", "assistant", "user"]
+    assert len(asked) == 3 and asked[-1][-1]["content"] == "ほかには？"

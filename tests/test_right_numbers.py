@@ -100,15 +100,10 @@ PAIRED = [{"prompt": f"質問 {i // 4}？", "chosen": f"{i} です。", "rejecte
 @pytest.mark.parametrize(("rows", "least", "most"), [
     ([*CROWDED, *FEW], 10, 10), (PAIRED, 28, 30), ([*FEW, *PAIRED], 28, 34), ([*CROWDED[:10], *FEW], 4, 4),
 ])  # fmt: skip
-def test_held_out_pairs_are_the_asked_share_whatever_the_sizes_of_the_groups(rows, least, most, seed, still):
+def test_held_out_pairs_are_the_asked_share_whatever_the_sizes_of_the_groups(rows, least, most, seed):
     pairs = dpo.load_pairs(rows)
     train, held_out = dpo.split_pairs(pairs, 0.15, seed)
     assert least <= len(held_out) <= most and not set(train["prompt"]) & set(held_out["prompt"])
-    said = [dpo.finding_text(f) for f in dpo.audit_pairs(pairs, still[1], seed=seed) if f["check"] == "unbalanced"]
-    if len(rows) == 200 and rows[0] == rows[0] | {"prompt": "同じ質問？"}:
-        assert said == ["検証用が 10 ペアです。180 ペアもある質問か概念を減らしてください。"]
-    else:
-        assert not said
 
 
 def test_too_many_cut_pairs_stop_the_run_or_lengthen_the_default(small_base, small_config, still, capsys):

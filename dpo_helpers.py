@@ -32,7 +32,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, partial
 from importlib.metadata import version
-from itertools import groupby, product
+from itertools import groupby, product, zip_longest
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -361,20 +361,22 @@ LABELS = {"システム": "system", "質問": "user", "回答": "assistant"}
 
 def as_conversation(prompt: str) -> list[dict]:
     """質問か、`質問: …`、`回答: …`、`システム: …` と並ぶ文字列を、会話（{role, content} のリスト）にします。"""
-    first, *rest = re.split(HEADING, re.sub(r"\s*回答\s*[:：]\s*\Z", "", prompt))
+    first, *rest = re.split(HEADING, re.sub(r"(?<!\S)回答\s*[:：]\s*\Z", "", prompt))
     turns = [("質問", first), *zip(rest[::2], rest[1::2], strict=True)]
     turns = [{"role": LABELS[name], "content": text.strip()} for name, text in turns if text.strip()]
-    order = "".join(turn["role"][0] for turn in turns)  # 会話の順でなければ、「質問:」などの行のある、一つの質問
-    return turns if re.fullmatch("s?u(au)*", order) else [{"role": "user", "content": prompt.strip()}]
+    order = "".join(turn["role"][0] for turn in turns)  # 会話の形でなければ、「質問:」などの行のある、一つの質問
+    form = "s?u(au)*" if first.strip() else "[sua]*u"
+    return turns if re.fullmatch(form, order) else [{"role": "user", "content": prompt.strip()}]
 
 
-def as_text(turns: list[dict]) -> str:
+def as_text(turns: list[dict], place: str) -> str:
     """`as_conversation` の逆です。発言の中の「質問:」などの行は、見出しに見えないように、字下げします。"""
-    if [turn["role"] for turn in turns] == ["user"] == [turn["role"] for turn in as_conversation(turns[0]["content"])]:
-        return turns[0]["content"].strip()
-    labels = {role: name for name, role in LABELS.items()}
-    said = [f"{labels[turn['role']]}: " + re.sub(HEADING, r"　\g<0>", turn["content"]) for turn in turns]
-    return "\n".join(said).removeprefix("質問: ").strip()
+    labels, roles = {role: name for name, role in LABELS.items()}, [turn["role"] for turn in turns]
+    text = "\n".join(f"{labels[turn['role']]}: " + re.sub(HEADING, r"　\g<0>", turn["content"]) for turn in turns)
+    for form in (turns[0]["content"].strip() * (len(turns) == 1), text.removeprefix("質問: ").strip(" \t\n"), text):
+        if [turn["role"] for turn in as_conversation(form)] == roles:
+            return form
+    raise HelperError("no_question", place=place, roles="、".join(roles))
 
 
 PAIR_COLUMNS = ["prompt", "chosen", "rejected"]
@@ -541,7 +543,6 @@ def spoil(flaw: str, name: str, facet: str, table: dict, rng, phrases) -> str:
 # ======== データを読む
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "conversations", "messages", "input")
-NOT_TEXT = ("image", "images", "videos", "audios", "tools")
 KEPT_COLUMNS = ("domain", "concept", "facet", "flaw")  # ペアのほかに残す列（分け方と、欠点ごとの成績に使う）
 
 
@@ -569,7 +570,7 @@ def read_rows(source) -> list[dict]:
     """source の行（列の名前と値の辞書）のリストです。"""
     if not isinstance(source, (str, Path)):
         with explained("data_file", path=type(source).__name__):
-            return list(source)
+            return list(source) if hasattr(source, "__iter__") else [source]
     source, kind = os.path.expanduser(str(source).strip()), Path(str(source).strip()).suffix.lower()
     if kind in READERS:
         with explained("data_file", path=source):
@@ -589,12 +590,14 @@ def read_text(path: Path) -> str:
 
 
 def json_rows(path: Path) -> list[dict]:
-    """JSON のリスト（data の中のものと、列ごとのものも）か、JSON Lines（1 行に一つの JSON）です。"""
+    """JSON のリスト（data の中のものも）、列ごとのリスト、JSON Lines（1 行に一つの JSON）のどれかです。"""
     text, rows = read_text(path), []
-    if re.match(r'\s*(\[|{\s*"data"\s*:|{\s*"\w+"\s*:\s*\[\s*")', text):
+    with contextlib.suppress(*[json.JSONDecodeError] * (text.lstrip()[:1] != "[")):
         whole = json.loads(text)
         whole = whole.get("data", whole) if isinstance(whole, dict) else whole
-        return pd.DataFrame(whole).to_dict("records") if isinstance(whole, dict) else whole
+        if isinstance(whole, dict) and all(isinstance(v, list) and dict not in map(type, v) for v in whole.values()):
+            return pd.DataFrame(whole).to_dict("records")
+        return whole if isinstance(whole, list) else [whole]
     for number, line in enumerate(text.split("\n"), 1):
         with explained("json_line", path=path, number=number):
             rows += [json.loads(line)] if line.strip() else []
@@ -604,19 +607,27 @@ def json_rows(path: Path) -> list[dict]:
 def csv_rows(path: Path) -> list[dict]:
     """CSV と TSV です。区切りは、見出しの行にあるコンマ、タブ、セミコロンのうち、いちばん多いものです。
 
-    「"はい"です」のように、欄を囲んでいない引用符があれば、どの引用符も、ただの文字として読みます。
+    「"はい"です」のように、欄を囲んでいない引用符のある行では、引用符を、ただの文字として読みます。
     """
-    text = read_text(path)
-    form = {"delimiter": max(",\t;", key=text.partition("\n")[0].count), "quoting": csv.QUOTE_MINIMAL}
-    try:
-        list(csv.reader(io.StringIO(text, newline=""), **form, strict=True))
-    except csv.Error:
-        form["quoting"] = csv.QUOTE_NONE
-    table = pd.read_csv(io.StringIO(text), header=None, dtype=str, keep_default_na=False, **form)
-    names, *rows = table.loc[(table != "").any(axis=1), (table != "").any()].to_numpy().tolist()  # Excel の空の行と列
-    if len(set(names)) < len(names):
+    text, rows, end = read_text(path), [], 0
+    delimiter, lines = max(",\t;", key=text.partition("\n")[0].count), list(io.StringIO(text, newline=None))
+    csv.field_size_limit(2**31 - 1)
+    while end < len(lines):
+        start, reader = end, csv.reader(lines[end:], delimiter=delimiter, strict=True)
+        try:
+            for row in reader:
+                end = start + reader.line_num
+                rows.append((end, row))
+        except csv.Error:
+            end += 1
+            cells = lines[end - 1].rstrip("\n").split(delimiter)
+            rows.append((end, [re.sub(r'\A"(.*)"\Z', r"\1", cell) for cell in cells]))
+    (_, names), *rows = [(end, row) for end, row in rows if any(row)] or [(0, [])]  # Excel の空の行
+    if any(count > 1 for name, count in Counter(names).items() if name):
         raise ValueError(f"見出しの名前が重なっています: {'、'.join(names)}")
-    return [dict(zip(names, row, strict=True)) for row in rows]  # 足りない欄は、点検が空の欄として見つける
+    if wide := [end for end, row in rows if any(row[len(names) :])]:
+        raise ValueError(f"{wide[0]} 行目の欄が、見出しより多くあります")
+    return [dict(zip_longest(names, row[: len(names)], fillvalue="")) for _, row in rows]  # 足りない欄は空
 
 
 READERS = {".jsonl": json_rows, ".json": json_rows, ".csv": csv_rows, ".tsv": csv_rows,
@@ -628,11 +639,12 @@ def to_pair(row: dict, place: str) -> dict:
     if not isinstance(row, dict):
         raise HelperError("not_a_row", place=place, kind=type(row).__name__)
     names = [str(name).strip().lower() for name in row]
-    row, same = dict(zip(names, map(opened, row.values()), strict=True)), len(names) > len({*names})
+    row = {name: opened(value, place) for name, value in zip(names, row.values(), strict=True)}
     present = [name for name in PROMPT_COLUMNS if name in row]
-    if same or not {"chosen", "rejected"} <= row.keys() or not (present or isinstance(row["chosen"], list)):
+    if len(row) < len(names) or {"chosen", "rejected"} - {*row} or not (present or isinstance(row["chosen"], list)):
         raise HelperError("columns", place=place, columns="、".join(names))
-    if unused := [name for name in NOT_TEXT if row.get(name)]:
+    more = ("image", "images", "videos", "audios", "tools")
+    if unused := [name for name in more if row.get(name) not in (None, "", "[]", "null", [])]:
         raise HelperError("not_used", place=place, names="、".join(unused))
     sides = [messages_of(row[name], place, "assistant") for name in ("chosen", "rejected")]
     if any(not turns or turns[-1]["role"] != "assistant" for turns in sides):
@@ -640,19 +652,19 @@ def to_pair(row: dict, place: str) -> dict:
     (*before, chosen), (*other, rejected) = sides
     if before != other:
         raise HelperError("different_start", place=place)
-    name = next((name for name in present if row[name]), None)
-    asked = as_conversation(row[name]) if isinstance(row.get(name), str) else messages_of(row.get(name), place)
-    asked = asked[:-1] if asked and asked[-1]["role"] == "assistant" else asked  # 回答まで含む会話もある
-    asked = asked or messages_of(None, place)
-    for part in (row.get("input") if name == "instruction" else None, row.get("context")):
-        asked[-1]["content"] = "\n".join(each["content"] for each in [asked[-1], *messages_of(part, place)]).strip()
-    short, turns = sorted((asked, before), key=lambda turns: len(as_text(turns)))
-    if question_key(as_text(short)) not in question_key(as_text(turns)):
-        raise HelperError("two_questions", place=place, name=name)
-    said = messages_of(row.get("system"), place, "system") + messages_of(row.get("history") or [], place) + turns
+    asked = [turns_of(row[name], place) for name in present if row[name]] or [messages_of(None, place)]
+    more = [each for name in ("input", "context") for each in messages_of(row.get(name), place)]  # 質問に続く文や資料
+    more = [each["content"] for each in more if key_of([each]) not in key_of(before + asked[0])]
+    asked[0][-1]["content"] = "\n".join([asked[0][-1]["content"], *more])
+    *others, turns = sorted((*asked, before), key=lambda turns: len(key_of(turns)))
+    if any(key_of(other) not in key_of(turns) for other in others):
+        raise HelperError("two_questions", place=place, names="、".join(present))
+    history = messages_of(row.get("history") or [], place)
+    said = messages_of(row.get("system") or row.get("system_prompt"), place, "system")
+    said += turns if key_of(history) in key_of(turns) else history + turns
     system = "\n".join(dict.fromkeys(turn["content"] for turn in said if turn["role"] == "system" and turn["content"]))
     said = [{"role": "system", "content": system}] * bool(system) + [turn for turn in said if turn["role"] != "system"]
-    prompt = as_text(said) if as_text(turns) else ""  # 空の質問は、点検が見つける
+    prompt = as_text(said, place) if key_of(turns) else ""  # 空の質問は、点検が見つける
     pair = {"prompt": prompt, "chosen": chosen["content"], "rejected": rejected["content"]}
     pair |= {name: None if row.get(name) is None else str(row[name]) for name in (*KEPT_COLUMNS, "split")}
     if broken := [text for text in pair.values() if text and re.search(r"[\ud800-\udfff]", text)]:
@@ -660,18 +672,32 @@ def to_pair(row: dict, place: str) -> dict:
     return pair
 
 
-def opened(value):
-    """欄の値です。配列や文字列になった会話（JSON、Python のリスト、「Human: … Assistant: …」）は、リストに戻します。"""
+def turns_of(value, place: str) -> list[dict]:
+    """質問の列の値を、発言のリストにします。会話が回答まで含んでいれば、それを除きます。"""
+    turns = as_conversation(value) if isinstance(value, str) else messages_of(value, place)
+    answered = len(turns) > 1 and turns[-1]["role"] == "assistant" and not isinstance(value[-1], str)
+    return turns[:-1] if answered else turns
+
+
+def key_of(turns: list) -> str:
+    """会話の文を、`question_key` で比べられる形にしたものです。"""
+    return question_key("\n".join(turn["content"] for turn in turns))
+
+
+def opened(value, place: str):
+    """欄の値です。配列や、文字列（JSON か Python のリスト）になった会話は、リストに戻します。"""
     value = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(value, str):
-        return None if value != value else value  # NaN は、pandas の空の欄
-    if re.match(r"""\s*(\[\s*)?{(?=.*['"](role|from)['"])(?=.*['"](content|value)['"])""", value, re.DOTALL):
-        for read in (json.loads, ast.literal_eval):
-            with contextlib.suppress(ValueError, SyntaxError):
-                return read(re.sub(r"}\s+{", "}, {", value))  # pandas が CSV に書いた配列には、コンマがない
-    first, *rest = re.split(r"(?:\A|\n)\s*(Human|Assistant):", value)
-    said = [{"role": role, "content": text.strip()} for role, text in zip(rest[::2], rest[1::2], strict=True)]
-    return value if first.strip() else said or value
+        return None if value is pd.NA or value != value else value  # pandas の空の欄
+    if re.match(r"""\s*\[\s*{\s*['"](role|from|content|value)['"]""", value):
+        commas = re.sub(r"}\s+{", "}, {", value)  # pandas が CSV に書いた配列には、コンマがない
+        for read, text in product((json.loads, ast.literal_eval), (value, commas)):
+            with contextlib.suppress(Exception):  # 誤りの種類は、さまざま
+                turns = read(text)
+                roles = {str(turn.get("role", turn.get("from"))).lower() for turn in turns}
+                return turns if roles <= ROLES.keys() else value
+        raise HelperError("not_text", place=place, value=value)
+    return value
 
 
 # 発言の役割の、ほかの呼び方です。
@@ -688,8 +714,7 @@ def messages_of(value, place: str, role: str = "user") -> list[dict]:
     文字列のリストと、[質問, 回答] の組のリストは、質問と回答が交互に並ぶものとみなします。
     """
     if isinstance(value, (list, tuple)):
-        roles = ("user", "assistant") * len(value)
-        return [turn for each, role in zip(value, roles, strict=False) for turn in messages_of(each, place, role)]
+        return [turn for i, each in enumerate(value) for turn in messages_of(each, place, ("user", "assistant")[i % 2])]
     text, said = "" if value is None else value, role
     if isinstance(value, dict):
         text = None if value.get("tool_calls") else value.get("content", value.get("value"))
@@ -771,7 +796,6 @@ AUDIT = {
     "length_rule": ("info", "{longer}ほうを選ぶだけの規則の正解率は {length_rule:.0%} です。"),
     "ngram_rule": ("info", "質問を見ずに、文字の並びだけで選ぶ規則の正解率は {ngram_rule:.0%} です。")}  # fmt: skip
 MOST_CUT = 0.05  # これを超える割合のペアが EOS を失うと、回答が終わらなくなる
-RULE_ADVICE = "DPO の正解率がこれより高くなければ、内容を学んだとは言えません。逆の傾向のペアを足してください。"
 
 
 def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 0.15, seed: int = 42) -> list[dict]:
@@ -796,7 +820,7 @@ def audit_pairs(pairs, tokenizer, max_length: int = 128, eval_fraction: float = 
             found.append({
                 "check": name, "severity": "warning" if biased else severity, "count": len(rows),
                 "share": len(rows) / len(pairs), "rows": rows, "value": facts.get(name),
-                "advice": advice.format(**facts) + (RULE_ADVICE if biased else "")})  # fmt: skip
+                "advice": advice.format(**facts) + (say("biased") if biased else "")})  # fmt: skip
     return found
 
 
@@ -804,8 +828,8 @@ NOTHING = ("", "None", "none", "nan", "NaN", "NULL", "null", "N/A", "#N/A", "#NA
 JAPANESE = re.compile(r"[ぁ-んァ-ヶ一-龠々]")
 GARBLED = re.compile(  # 置き換え文字と制御文字、UTF-8 を CP932 や Latin-1 として読んだときに並ぶ文字
     r"[\ufffd\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|(?:[縺繧繝譁][^\s]?){2}|[ãÃâ][\x80-\u2122]")  # fmt: skip
-MARKERS = re.compile(r"<\|\w+\|>|\[/?INST\]|<(?:start|end)_of_turn>|</?s>"
-                     r"|(?m:^\s*(?:###\s*(?:指示|入力|応答|Instruction|Input|Response)|(?:USER|ASSISTANT|SYSTEM):))")
+MARKERS = re.compile(r"<\|\w{3,}\|>|\[/?INST\]|<(?:start|end)_of_turn>|(?s:(?:USER:.*ASSISTANT|Human:.*Assistant):)"
+                     r"|(?m:^[ \t]*###[ \t]*(?:指示|入力|応答|Instruction|Input|Response)[ \t]*[:：]?[ \t]*$)")
 
 
 def text_faults(pairs) -> dict[str, list[bool]]:
@@ -885,12 +909,10 @@ def refuse_errors(findings: list[dict]) -> None:
         raise HelperError("bad_data", errors="".join(errors))
 
 
-UNUSABLE = ("empty", "equal", "no_room", "duplicate", "contradiction")  # `repair` が除くもの
-
-
 def repair(pairs, findings: list[dict]) -> tuple:
     """`audit_pairs` が見つけた、学習に使えない行と重なった行を除き、(残ったペア, 除いた行の表) を返します。"""
-    why = dict(sorted((i, each["advice"]) for each in findings if each["check"] in UNUSABLE for i in each["rows"]))
+    unusable = [each for each in findings if each["check"] in ("empty", "equal", "no_room", "duplicate")]
+    why = dict(sorted((i, each["advice"]) for each in unusable for i in each["rows"]))
     dropped = pairs.select([*why]).to_pandas().assign(件目=[i + 1 for i in why], 理由=[*why.values()])
     return pairs.select([i for i in range(len(pairs)) if i not in why]), dropped
 
@@ -928,9 +950,10 @@ def load_tokenizer(source):
         if transformers.utils.find_adapter_config_file(str(source)):  # 黙って、元のモデルから始めることになる
             raise HelperError("adapter_base", name=source)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer.chat_template = chat_template(tokenizer)
     if tokenizer.eos_token is None:
         raise HelperError("no_eos", name=source)
-    tokenizer.pad_token, tokenizer.chat_template = tokenizer.pad_token or tokenizer.eos_token, chat_template(tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
 
 
@@ -1058,26 +1081,6 @@ def trainer_options(config: Config, phase: str, batch_size: int) -> dict:
         "save_strategy": "steps", "save_steps": 50, "save_total_limit": 2}  # fmt: skip
 
 
-def sft_args(config: Config, batch_size: int, num_pairs: int):
-    """SFT の引数（`trl.SFTConfig`）です。"""
-    return trl.SFTConfig(
-        **trainer_options(config, "sft", batch_size), num_train_epochs=config.sft_epochs,
-        learning_rate=config.sft_learning_rate, max_grad_norm=config.max_grad_norm, max_length=config.max_length,
-        warmup_steps=int(0.1 * config.sft_epochs * num_pairs / config.sft_batch_size),  # 10 ステップ未満なら 0
-    )  # fmt: skip
-
-
-def dpo_args(config: Config, batch_size: int, num_pairs: int):
-    """DPO の引数（`trl.DPOConfig`）です。損失は、選好の損失とよい回答の SFT の損失の、重みを付けた和です。"""
-    return trl.DPOConfig(
-        **trainer_options(config, "dpo", batch_size), num_train_epochs=config.num_train_epochs,
-        learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm, max_length=config.max_length,
-        warmup_steps=int(0.1 * config.num_train_epochs * num_pairs / config.effective_batch_size), beta=config.beta,
-        loss_type=[config.loss_type, "sft"], loss_weights=[config.preference_weight, config.sft_weight],
-        precompute_ref_log_probs=True, precompute_ref_batch_size=8 * batch_size, train_sampling_strategy="sequential",
-    )  # fmt: skip
-
-
 def fit(trainer):
     """学習して、終わった trainer を返します。書き終えたチェックポイントがあれば、続きからです。"""
     trainer.remove_callback(transformers.PrinterCallback)  # 数字の列の代わりに、図か 1 行の進み具合を見せる
@@ -1089,13 +1092,26 @@ def train_sft(batch_size: int, config: Config, model, tokenizer, pairs, callback
     """よい回答（chosen）をまねさせます。終わった `trl.SFTTrainer` を返します。"""
     rows = pairs.select_columns(PAIR_COLUMNS).map(as_messages)
     rows = rows.remove_columns("rejected").rename_column("chosen", "completion")
-    args = sft_args(config, batch_size, len(pairs))
+    args = trl.SFTConfig(
+        **trainer_options(config, "sft", batch_size), num_train_epochs=config.sft_epochs,
+        learning_rate=config.sft_learning_rate, max_grad_norm=config.max_grad_norm, max_length=config.max_length,
+        warmup_steps=int(0.1 * config.sft_epochs * len(pairs) / config.sft_batch_size))  # fmt: skip
     return fit(trl.SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=[*callbacks]))
 
 
 def train_dpo(batch_size: int, config: Config, model, tokenizer, pairs, callbacks=()):
-    """DPO で学習します。損失は論文の式 (7) です。終わった `trl.DPOTrainer` を返します。"""
-    rows, args = pairs.select_columns(PAIR_COLUMNS).map(as_messages), dpo_args(config, batch_size, len(pairs))
+    """DPO で学習します。損失は、論文の式 (7) と、よい回答の SFT の損失の、重みを付けた和です。
+
+    終わった `trl.DPOTrainer` を返します。
+    """
+    rows = pairs.select_columns(PAIR_COLUMNS).map(as_messages)
+    args = trl.DPOConfig(
+        **trainer_options(config, "dpo", batch_size), num_train_epochs=config.num_train_epochs,
+        learning_rate=config.learning_rate, max_grad_norm=config.max_grad_norm, max_length=config.max_length,
+        warmup_steps=int(0.1 * config.num_train_epochs * len(pairs) / config.effective_batch_size), beta=config.beta,
+        loss_type=[config.loss_type, "sft"], loss_weights=[config.preference_weight, config.sft_weight],
+        precompute_ref_log_probs=True, precompute_ref_batch_size=8 * batch_size,
+        train_sampling_strategy="sequential")  # fmt: skip
     options = {"train_dataset": rows, "processing_class": tokenizer, "callbacks": [*callbacks]}
     trainer = with_terms(trl.DPOTrainer)(model, args=args, **options)
     trainer.model.delete_adapter("ref")  # 計算の済んだ参照モデル。残すと、続きから読めない Transformers の版がある
@@ -1112,11 +1128,8 @@ def with_terms(trainer_class):
     class WithTerms(trainer_class):
         def compute_loss(self, model, inputs, *args, **kwargs):
             seen = []
-            hook = model.register_forward_hook(lambda module, given, outputs: seen.append(outputs.log_probs.detach()))
-            try:
+            with model.register_forward_hook(lambda module, given, outputs: seen.append(outputs.log_probs.detach())):
                 loss = super().compute_loss(model, inputs, *args, **kwargs)
-            finally:
-                hook.remove()
             chosen = inputs["completion_mask"][:, 1:].chunk(2)[0]  # (B, T-1)。前の半分が chosen
             sft = -(seen[0][:, -chosen.shape[1] :].chunk(2)[0] * chosen).sum() / chosen.sum()
             total, sft = self.accelerator.gather(torch.stack([loss.detach(), sft])).reshape(-1, 2).mean(0).tolist()
@@ -1318,16 +1331,15 @@ def progress_line(rows: list, batch_size: int, steps: int, seconds_left: float, 
     return f"{phase.upper().removesuffix('.TMP')} {rows[-1]['step']}/{steps}  {values}  残り {seconds_left:.0f} 秒"
 
 
-def recent(history: list, key: str, batch_size: int, pairs: int = 50) -> float:
-    """最後の pairs ペアの平均です。1 ステップだけでは、正解率が 0 か 1 に近い値ばかりになるため、ならして見ます。"""
-    return float(np.mean([row[key] for row in history[-math.ceil(pairs / batch_size) :]]))
+def recent(history: list, key: str, batch_size: int) -> float:
+    """最後の 50 ペアの平均です。1 ステップだけでは、正解率が 0 か 1 に近い値ばかりになるため、ならして見ます。"""
+    return float(np.mean([row[key] for row in history[-math.ceil(50 / batch_size) :]]))
 
 
 def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
     """学習の経過（今までのログの行）から、うまくいっていない兆しを、原因と直し方の一文ずつで返します。順調なら空です。"""
     loss, margin, chosen = (recent(history, key, batch_size) for key in (
         "loss/preference", "rewards/margins", "rewards/chosen"))  # fmt: skip
-    accuracy = recent(history, "rewards/accuracies", batch_size, 100)  # 50 ペアなら、順調な学習でも、たまに全問正解する
     done, first = len(history), history[0]["loss/preference"]  # first は、sigmoid なら ln 2
     if not math.isfinite(history[-1]["loss"]):
         return [say("nan")]
@@ -1335,7 +1347,6 @@ def diagnose(history: list, batch_size: int, steps: int) -> list[str]:
         "rising": done >= 20 and loss > 1.08 * first,
         "flat": done >= max(20, 0.4 * steps) and 0.98 * first < loss <= 1.08 * first,
         "chosen_falls": chosen < -3,
-        "too_easy": 100 / batch_size <= done <= 0.2 * steps and accuracy > 0.99,
         "wide_margin": margin > 10}  # fmt: skip
     return [say(name, first=first) for name, seen in signs.items() if seen]
 
@@ -1440,8 +1451,7 @@ def generate_batch(model, tokenizer, max_length: int, sample: bool, questions: l
     ends = sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
     settings = transformers.GenerationConfig(  # remove_invalid_values は、学習が NaN で終わったモデルのため
         do_sample=sample, top_k=0, temperature=TEMPERATURE if sample else None, remove_invalid_values=True,
-        max_new_tokens=max_length - min(map(len, questions)), pad_token_id=tokenizer.pad_token_id, eos_token_id=ends,
-    )  # fmt: skip
+        max_new_tokens=max_length - min(map(len, questions)), pad_token_id=tokenizer.pad_token_id, eos_token_id=ends)
     inputs = tokenizer.pad({"input_ids": questions}, padding_side="left", return_tensors="pt").to(model.device)
     with torch.no_grad():
         output = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :].tolist()
@@ -1452,7 +1462,7 @@ def generate_batch(model, tokenizer, max_length: int, sample: bool, questions: l
 
 def generate_response(prompt, model, tokenizer, max_length: int = 128) -> str:
     """質問（文字列）か、会話（{role, content} のリスト）への回答を返します。"""
-    prompt = as_text(messages_of(prompt, "質問")) if isinstance(prompt, list) else prompt
+    prompt = as_text(messages_of(prompt, "会話"), "会話") if isinstance(prompt, list) else prompt
     if not isinstance(prompt, str) or not prompt.strip() or re.search(r"[\ud800-\udfff]", prompt):
         raise HelperError("text", name="質問", value=prompt)
     return generate_responses([prompt], model, tokenizer, max_length)[0][0]
@@ -1586,8 +1596,7 @@ def evaluate_run(run: Run) -> dict:
             **{which: answer_rates(greedy, which) for which in MODELS}, "chrf_gain": float(gains.mean()),
             "sampled": {which: answer_rates(drawn, which) for which in MODELS},
             "chrf_gain_interval": cluster_interval(gains, greedy["group"]),
-            **{f"{name}_change_interval": cluster_interval(each, drawn["group"]) for name, each in changes.items()},
-        }}  # fmt: skip
+            **{f"{name}_change_interval": cluster_interval(each, drawn["group"]) for name, each in changes.items()}}}
     run.metrics["verdict"], run.metrics["verdict_reason"] = judge(run.metrics)
     run.metrics |= run.timing | {"evaluate_seconds": time.perf_counter() - started}
     run.metrics["total_seconds"] = sum(run.metrics[f"{name}_seconds"] for name in ("sft", "train", "evaluate"))
@@ -1701,23 +1710,17 @@ def plot_answers(run: Run):
     return figure
 
 
-def plot_margins(run: Run):
-    """検証用のペアの、マージンの分布と、欠点ごとの正解率（95 % 信頼区間つき）の図を返します。"""
-    held_out = run.scores[run.scores["split"] == "eval"]
-    figure = figures.Figure(figsize=(11, 4), layout="constrained")
-    margins, flaws = figure.subplots(1, 2)
-    margins.hist(held_out["margin"].dropna(), bins=40)  # NaN で終わった学習では、空の図
-    margins.axvline(0, color="0.2", linestyle=":", label=f"{held_out['correct'].mean():.1%} above 0: chosen preferred")
-    margins.set(xlabel="rewards/margins", ylabel="pairs", title="Margins on held-out pairs")
-    flaws.axvline(0.5, color="0.4", linestyle=":", label="chance = 0.5")
-    parts = held_out.assign(all="all").groupby("flaw" if "flaw" in held_out else "all")
+def plot_accuracy(run: Run):
+    """検証用のペアの、欠点ごとの正解率（95 % 信頼区間つき）の図を返します。"""
+    held_out, figure = run.scores[run.scores["split"] == "eval"], figures.Figure(figsize=(8, 3.6), layout="constrained")
+    axis, parts = figure.subplots(), held_out.assign(all="all").groupby("flaw" if "flaw" in held_out else "all")
+    axis.axvline(0.5, color="0.4", linestyle=":", label="chance = 0.5")
     for name, rows in sorted(parts, key=lambda part: part[1]["correct"].mean()):
         label, ends = f"{name} (n={len(rows)})", cluster_interval(rows["correct"], rows["group"])
-        flaws.plot(ends, [label] * 2, color="C0", linewidth=4, alpha=0.4)
-        flaws.plot(rows["correct"].mean(), label, "o", color="C0")
-    flaws.set(xlim=(0, 1.02), xlabel="accuracy, 95% interval", title="Held-out accuracy by flaw")
-    for axis in (margins, flaws):
-        axis.legend(fontsize=9)
+        axis.plot(ends, [label] * 2, color="C0", linewidth=4, alpha=0.4)
+        axis.plot(rows["correct"].mean(), label, "o", color="C0")
+    axis.set(xlim=(0, 1.02), xlabel="share of held-out pairs, 95% interval", title="How often chosen wins, by flaw")
+    axis.legend(fontsize=9)
     return figure
 
 
@@ -1820,7 +1823,7 @@ def save_run(run: Run) -> Path:
         for name, table in (("pairs", run.scores), ("answers", run.answers)):
             save_text(folder / f"{name}.jsonl", table.to_json(orient="records", lines=True, force_ascii=False))
         plot_history(run.history, run.config.effective_batch_size).savefig(folder / "history.png", dpi=120)
-        for name, plot in (("answers", plot_answers), ("margins", plot_margins)):
+        for name, plot in (("answers", plot_answers), ("accuracy", plot_accuracy)):
             plot(run).savefig(folder / f"{name}.png", dpi=120)
         save_text(folder / "README.md", model_card(run, run.model.config.name_or_path, f"{folder}/adapter"))
         for name, values in (("environment", describe_runtime()), ("metrics", run.metrics)):
@@ -1854,8 +1857,8 @@ def load_run(folder) -> Run:
 def model_card(run: Run, base: str, adapter: str) -> str:
     """モデルカードです。base と adapter は、元のモデルとアダプタを読むときの名前かパスです。"""
     base, adapter = (json.dumps(name, ensure_ascii=False) for name in (base, adapter))  # YAML と Python の文字列
-    read = say("tiny_read") if run.config.base_model == OFFLINE_TINY else ""
-    values = {"config": run.config, "base": base, "adapter": adapter, "read": read}
+    values = {"config": run.config, "base": base, "adapter": adapter}
+    values["read"] = say("tiny_read") if run.config.base_model == OFFLINE_TINY else ""
     return MODEL_CARD.format(summary=summary_table(run.metrics), **values, **run.metrics)
 
 
@@ -1957,10 +1960,15 @@ def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results"
     grid は {項目: 値かそのリスト} か {項目: 値} のリスト、drive は写しを置くフォルダです。表は folder/<name>.csv にも
     書き、もう一度呼ぶと、残りだけを実行します。失敗した実行は、error の列に理由を残します。
     """
-    folder, rows, runs = Path(folder).expanduser(), [], planned_runs(base_config, grid, seeds)
+    if isinstance(grid, dict):
+        lists = [values if isinstance(values, (list, tuple)) else [values] for values in grid.values()]
+        grid = [dict(zip(grid, values, strict=True)) for values in product(*lists)]
+    if any({"seed", "output_dir"} & set(varied) for varied in grid):
+        raise HelperError("grid_seed")
+    runs = [(each, changed_config(base_config, each | {"seed": seed}, "grid")) for each in grid for seed in seeds]
+    folder, rows, started = Path(folder).expanduser(), [], time.perf_counter()
     varied = dict.fromkeys(key for settings, _ in runs for key in settings)
     folder.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
     for number, (settings, config) in enumerate(runs, 1):
         values = {key: getattr(config.resolved(), key) for key in settings} | {"seed": config.seed}
         rows.append(varied | values | sweep_row(config, folder, drive, report))
@@ -1970,16 +1978,6 @@ def sweep(base_config: Config, grid, seeds=(42,), folder="sweep", name="results"
         setting = setting_label(settings) or "ベースライン"
         report(say("sweep", at=f"{number}/{len(runs)}", setting=setting, seed=config.seed, result=result, left=left))
     return pd.DataFrame(rows)
-
-
-def planned_runs(base_config: Config, grid, seeds) -> list[tuple[dict, Config]]:
-    """実行する順の、(変えた項目, 設定) のリストです。"""
-    if isinstance(grid, dict):
-        lists = [values if isinstance(values, (list, tuple)) else [values] for values in grid.values()]
-        grid = [dict(zip(grid, values, strict=True)) for values in product(*lists)]
-    if any({"seed", "output_dir"} & set(varied) for varied in grid):
-        raise HelperError("grid_seed")
-    return [(varied, changed_config(base_config, varied | {"seed": seed}, "grid")) for varied in grid for seed in seeds]
 
 
 def sweep_row(config: Config, folder: Path, drive, report) -> dict:
@@ -2128,7 +2126,7 @@ def run_command(config: Config) -> None:
         evaluate_run(run)
         save_run(run)
         print(f"\n{summary_table(run.metrics)}\n\n判定: {run.metrics['verdict']} — {run.metrics['verdict_reason']}")
-        print(f"結果のフォルダ: {run.config.folder}（アダプタは adapter/、図は answers.png、history.png、margins.png）")
+        print(f"結果のフォルダ: {run.config.folder}（アダプタは adapter/、図は accuracy.png など）")
         if config.control:
             print(f"SFT だけの対照との差:\n{add_control(run, pairs)}")
 
@@ -2165,10 +2163,12 @@ MESSAGES = {
     "not_a_row": "{place}が {kind} です。列の名前と値の組（辞書）にしてください。",
     "columns": "{place}の列は {columns} です。DPO には、同じ質問への二つの回答が要ります。列の名前を prompt（質問）、chosen（よい回答）、rejected（よくない回答）の一つずつにしてください。",
     "not_used": "{place}に {names} があります。画像や音声、道具を使う会話は、学習に使えません。なくても答えられる行なら、その列を除いてください。",
-    "two_questions": "{place}で、{name} の列と、chosen の会話の質問が違います。どちらかにそろえるか、この行を除いてください。",
+    "two_questions": "{place}で、質問の列（{names}）や chosen の会話にある質問が、互いに違います。一つにそろえるか、この行を除いてください。",
+    "no_question": "{place}の発言が {roles} の順です。質問（user の発言）で終わり、空の発言のない会話にしてください。",
     "different_start": "{place}で、chosen と rejected の会話が、最後の回答より前で違っています。同じ会話への二つの回答にそろえるか、この行を除いてください。",
     "no_answer": "{place}の会話が、回答（assistant の発言）で終わっていません。直してください。",
     "not_text": "{place}に {value!r:.50} があります。文字列か、role（user、assistant、system など）と content の辞書のリストに直してください。",
+    "biased": "DPO の正解率がこれより高くなければ、内容を学んだとは言えません。逆の傾向のペアを足してください。",
     "bad_data": "データを学習に使えません。{errors}",
     "model": "モデル {name} を読み込めませんでした（{reason}）。名前のつづりとネットワークを確かめるか、手元のモデルのフォルダ、または base_model=offline-tiny（ネットワーク不要）を指定してください。",
     "adapter_base": "モデル {name} は LoRA のアダプタです。`AutoPeftModelForCausalLM.from_pretrained(\"{name}\").merge_and_unload().save_pretrained(\"merged\")`（peft のクラス）で元のモデルに足し込み、トークナイザも同じ merged フォルダに保存して、base_model=merged を指定してください。",
@@ -2185,7 +2185,6 @@ MESSAGES = {
     "rising": "損失が初めの {first:.3f} より上がっています。lora_alpha か学習率を半分にしてください。",
     "flat": "損失が初めの {first:.3f} から下がりません。lora_alpha か学習率を 2 倍にしてください。",
     "chosen_falls": "よい回答の確率まで大きく下がっています。lora_alpha か学習率を半分にしてください。",
-    "too_easy": "早くから全問正解です。データがやさしすぎるのかもしれません。ノートブックの「5. モデル」の点検で、「…規則の正解率」を見てください。",
     "wide_margin": "マージンが 10 を超えました。回答が壊れやすいので、beta か lora_alpha を半分にしてください。",
     "long_question": "質問が {longest} トークンあり、上限の {most} に達します。短くしてください。",
     "learned": "検証用の {eval_pairs} ペアで、選好の損失は {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率は {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）です。でたらめに選んだときの 0.693 と 50 % より、はっきりよい値です。",

@@ -104,11 +104,18 @@ def test_a_tokenizer_that_loses_characters_is_named(rows):
 
 
 @pytest.mark.parametrize("text", [
-    "<|im_start|>user\nAIとは？<|im_end|>", "### 指示\nAIとは？", "USER: AIとは？", "<start_of_turn>user\nAI", "<s>AI",
+    "<|im_start|>user\nAIとは？<|im_end|>", "### 指示\nAIとは？", "USER: AIとは？ ASSISTANT:",
+    "<start_of_turn>user\nAI", "Human: AIとは？\n\nAssistant:",
 ])  # fmt: skip
 def test_marks_of_another_model_are_named(text, rows, tokenizer):
     rows[2]["prompt"] = text
     assert audit(rows, tokenizer)["markers"]["rows"] == [2]
+
+
+@pytest.mark.parametrize("text", ["### 入力例", "### 指示語", "<s>古い値段</s>", "USER: root", "<|f|>", "Human: Fall"])
+def test_ordinary_text_has_no_marks(text, rows, tokenizer):
+    rows[2]["chosen"] += f"\n{text}\n"
+    assert "markers" not in audit(rows, tokenizer)
 
 
 def test_characters_that_the_tokenizer_does_not_know_are_counted(rows, tokenizer):

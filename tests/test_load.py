@@ -49,12 +49,12 @@ def test_quotes_line_breaks_and_the_word_na_in_csv_survive(tmp_path):
 @pytest.mark.parametrize("lines", [
     ['あ,"い"です,う', 'か,"き、と言う,く', "さ,し,す"],  # 次の引用符までの行を、飲み込まない
     ['あ,い,"う', "か,き,く"],
-    ['あ,"い,う', 'か,き",く', 'さ,"し"ね,す'],
+    ['"こんにちは、元気",い,う', 'か,"い"です,く'],
 ])  # fmt: skip
 def test_quotation_marks_that_do_not_enclose_a_cell_are_just_characters(lines, tmp_path):
     (tmp_path / "a.csv").write_text("\n".join(["prompt,chosen,rejected", *lines]), "utf-8")
     rows = [list(row.values()) for row in dpo.load_pairs(tmp_path / "a.csv").to_list()]
-    assert rows == [line.split(",") for line in lines]
+    assert rows == [line.replace('"こんにちは、元気"', "こんにちは、元気").split(",") for line in lines]
 
 
 @pytest.mark.parametrize(("row", "prompt"), [
@@ -79,13 +79,21 @@ def test_quotation_marks_that_do_not_enclose_a_cell_are_just_characters(lines, t
      "システム: 簡潔に\n質問: 困った。\n　システム: 古い"),
     ({"system": "簡潔に", "prompt": [SYSTEM | {"content": "丁寧に"}, USER]} | ANSWERS,
      "システム: 簡潔に\n丁寧に\n質問: 何？"),
-    ({"prompt": json.dumps([SYSTEM, USER]), "chosen": json.dumps([GOOD]), "rejected": json.dumps(BAD)},
+    ({"prompt": json.dumps([SYSTEM, USER]), "chosen": json.dumps([GOOD]), "rejected": json.dumps([BAD])},
      "システム: 簡潔に\n質問: 何？"),  # 文字列になった会話
-    ({"messages": str(TURNS), "chosen": str([GOOD]), "rejected": str(BAD)}, "あ\n回答: い\n質問: う"),
+    ({"messages": str(TURNS), "chosen": str([GOOD]), "rejected": str([BAD])}, "あ\n回答: い\n質問: う"),
     ({"messages": str(TURNS).replace("}, {", "}\n {")} | ANSWERS, "あ\n回答: い\n質問: う"),  # pandas が書いた配列
-    ({side: f"\n\nHuman: あ\n\nAssistant: い\n\nHuman: う\n\nAssistant: {ANSWERS[side]}" for side in ANSWERS},
-     "あ\n回答: い\n質問: う"),  # hh-rlhf
-    ({"prompt": "Human: 何？\n\nAssistant:"} | ANSWERS, "何？"),
+    ({"messages": [SYSTEM, {"role": "gpt", "content": "ようこそ"}, USER]} | ANSWERS,
+     "システム: 簡潔に\n回答: ようこそ\n質問: 何？"),
+    ({"messages": [{"role": "user", "content": "あ"}, USER]} | ANSWERS, "質問: あ\n質問: 何？"),
+    ({"prompt": "要約して", "input": "長い文"} | ANSWERS, "要約して\n長い文"),
+    ({"system_prompt": "簡潔に", "prompt": "何？"} | ANSWERS, "システム: 簡潔に\n質問: 何？"),
+    ({"prompt": "う", "messages": [SYSTEM, *TURNS]} | ANSWERS, "システム: 簡潔に\n質問: あ\n回答: い\n質問: う"),
+    ({"history": [["あ", "い"]], "messages": TURNS} | ANSWERS, "あ\n回答: い\n質問: う"),
+    ({"context": "資料", "prompt": "何？", "chosen": [{"role": "user", "content": "資料\n何？"}, GOOD],
+      "rejected": [{"role": "user", "content": "資料\n何？"}, BAD]}, "資料\n何？"),
+    ({"prompt": "Human: Fall Flat は？"} | ANSWERS, "Human: Fall Flat は？"),
+    ({"tools": "[]", "prompt": "何？"} | ANSWERS, "何？"),
     *(({"history": history, "prompt": "う"} | ANSWERS, "あ\n回答: い\n質問: う")
       for history in ([["あ", "い"]], ["あ", "い"], TURNS[:2], json.dumps(TURNS[:2]))),
     ({"history": [], "tools": [], "images": None, "prompt": "何？"} | ANSWERS, "何？"),
@@ -127,6 +135,51 @@ def test_columns_of_real_preference_sets_are_understood(row, prompt, tmp_path):
 ])  # fmt: skip
 def test_a_prompt_becomes_its_turns(prompt, turns):
     assert dpo.as_conversation(prompt) == [{"role": role, "content": content} for role, content in turns]
+
+
+@pytest.mark.parametrize("answer", [
+    '{"role": "assistant", "content": "やあ"}', '[{"name": "田中", "role": "PM", "content": "計画"}]',
+    "[{'a': 1}]", "Human: はい\nAssistant: いいえ", '{"from": "a@example.com", "content": "本文"}', r"\frac{1} {2}",
+    "{{'role': 'x'}}",
+    '[{"role": "PM", "content": "計画"}]',
+])  # fmt: skip
+def test_answers_that_only_look_like_conversations_stay_as_they_are(answer):
+    turns = [{"role": "user", "content": "何？"}, {"role": "assistant", "content": answer}]
+    for chosen, rejected in ((answer, "さあ"), *((form(turns), [USER, BAD]) for form in (list, json.dumps, str))):
+        assert dpo.load_pairs([{"prompt": "何？", "chosen": chosen, "rejected": rejected}])["chosen"][0] == answer
+
+
+@pytest.mark.parametrize("turns", [
+    [("assistant", "ようこそ"), ("user", "う")], [("user", "あ"), ("user", "い")],
+    [("user", "システム: とは？")],
+    [("user", "回答: とは？"), ("assistant", "い"), ("user", "う")],
+    [("system", "質問: x"), ("user", "質問: y\n回答: z")],
+])  # fmt: skip
+def test_every_order_of_turns_keeps_its_roles(turns):
+    messages = [{"role": role, "content": text} for role, text in turns]
+    again = dpo.as_conversation(dpo.load_pairs([{"messages": messages} | ANSWERS])["prompt"][0])
+    assert [(turn["role"], turn["content"].replace("　", "")) for turn in again] == turns
+
+
+@pytest.mark.parametrize(("text", "count"), [
+    ('{"tags": ["a"], "prompt": "何？", "chosen": "b", "rejected": "c"}\n' * 2, 2),
+    ('{"conversations": ["あ", "い", "う"], "chosen": "b", "rejected": "c"}', 1),
+    ('{"data": "hh", "prompt": "何？", "chosen": "b", "rejected": "c"}\n' * 2, 2),
+    ('{"version": 1,\n "data": [{"prompt": "何？", "chosen": "b", "rejected": "c"}]}', 1),
+    ('{"id": [1, 2], "prompt": ["何？", "誰？"], "chosen": ["b", "b"], "rejected": ["c", "c"]}', 2),
+])  # fmt: skip
+def test_json_lines_are_told_from_one_whole_json(text, count, tmp_path):
+    (tmp_path / "a.json").write_text(text, "utf-8")
+    assert len(dpo.load_pairs(tmp_path / "a.json")) == count
+
+
+def test_one_stray_quotation_mark_leaves_the_other_lines_alone(tmp_path):
+    long = "あ" * 140_000
+    text = ('"prompt","chosen","rejected"\r\nあ,"彼は""はい""と、言った",う\r\nか,"い"です,く\r\n'
+            f'さ,"一行目\r\n二, 行目",す\r\nた,"{long}",つ\r\n')  # fmt: skip
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    answers = ['彼は"はい"と、言った', '"い"です', "一行目\n二, 行目", long]
+    assert dpo.load_pairs(tmp_path / "a.csv")["chosen"][:] == answers
 
 
 def test_arrays_of_messages_are_understood():
@@ -178,8 +231,12 @@ REFUSED = {
     "画像": ([{"prompt": "何？", "images": ["a.png"]} | ANSWERS], ["1 件目", "images"]),
     "道具": ([{"prompt": "何？", "tools": [{"name": "f"}]} | ANSWERS], ["1 件目", "tools"]),
     "質問の食い違い": ([{"prompt": "いつ？", "chosen": [USER, GOOD], "rejected": [USER, BAD]}],
-                 ["1 件目", "prompt の列"]),
+                 ["1 件目", "（prompt）"]),
     "中身のない発言": ([{"prompt": [{"role": "user", "content": None}]} | ANSWERS], ["1 件目", "user"]),
+    "切れた会話": ([{"prompt": "何？", "chosen": json.dumps([USER, GOOD])[:-4], "rejected": "c"}], ["1 件目", "role"]),
+    "回答で終わる質問": ([{"messages": ["あ", "い"]} | ANSWERS], ["1 件目", "user、assistant の順"]),
+    "二つの質問": ([{"prompt": "次を解いて", "question": "首都は？"} | ANSWERS], ["1 件目", "prompt、question"]),
+    "行ではないもの": (5, ["1 件目", "int"]),
     "知らない役割": ([{"messages": [{"role": "tool", "content": "3"}, USER]} | ANSWERS], ["1 件目", "tool"]),
     "食い違う会話": ([{"prompt": "何？", "chosen": [SYSTEM, GOOD], "rejected": [BAD]}], ["1 件目", "違って"]),
     "役割がリスト": ([{"prompt": "a", "chosen": [GOOD | {"role": ["x"]}], "rejected": "c"}], ["1 件目"]),
@@ -188,7 +245,8 @@ BROKEN = {
     "empty.csv": (b"", []),
     "head.csv": (b"prompt,chosen,rejected\n", ["一つもありません"]),
     "broken.jsonl": (json.dumps(ROWS[0]).encode() + b'\n{"prompt": "a"\n', ["2 行目", "JSON"]),
-    "wide.csv": ("prompt,chosen,rejected\nあ,い,う\nあ,い,う,え\n".encode(), ["line 3", "saw 4"]),
+    "wide.csv": ("prompt,chosen,rejected\nあ,い,う\nあ,い,う,え\n".encode(), ["3 行目", "見出しより多く"]),
+    "null.json": (b'{"data": null}', ["1 件目", "NoneType"]),
     "uneven.json": (b'{"prompt": ["a", "b"], "chosen": ["c"], "rejected": ["d"]}', ["uneven.json", "length"]),
     "twice.csv": ("prompt,chosen,rejected,chosen\nあ,い,う,え\n".encode(), ["chosen、rejected、chosen"]),
     "comma.json": (b'[\n{"prompt": "a"},\n]', ["line 3"]),

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from dataclasses import asdict
+from unittest import mock
 
 import nbformat
 import peft
@@ -69,15 +70,18 @@ def shown_object(notebook, cell_name, class_name, **names):
 
 
 @pytest.mark.colab
-def test_the_first_notebook_shows_the_objects_that_the_command_line_trains_with(small_config):
+def test_the_first_notebook_shows_the_objects_that_the_command_line_trains_with(small_config, monkeypatch):
     notebook, config = read(FIRST), small_config(sft_epochs=2.0, sft_weight=8.0).resolved()
     base, _ = dpo.load_model(config)
     names = {"config": config, "base": base, "batch_size": 2, "rows": range(300)}
     assert shown_object(notebook, "lora", "LoraConfig", **names).to_dict() == dpo.lora_config(config, base).to_dict()
-    for cell, name, ours in (("sft", "SFTConfig", dpo.sft_args), ("dpo", "DPOConfig", dpo.dpo_args)):
-        theirs = shown_object(notebook, cell, name, **names)
-        assert theirs.to_dict() == ours(config, 2, 300).to_dict()
-        assert theirs.gradient_accumulation_steps == 2
+    for cell, train in (("sft", dpo.train_sft), ("dpo", dpo.train_dpo)):
+        made, name = [], f"{cell.upper()}Trainer"
+        monkeypatch.setattr(trl, name, lambda model, args, made=made, **options: made.append(args) or mock.MagicMock())
+        monkeypatch.setattr(dpo, "with_terms", lambda trainer: trainer)
+        train(2, config, None, None, dpo.build_pairs(300))
+        theirs = shown_object(notebook, cell, f"{cell.upper()}Config", **names)
+        assert theirs.to_dict() == made[0].to_dict() and theirs.gradient_accumulation_steps == 2
 
 
 def run_helper_cell(folder):

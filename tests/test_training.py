@@ -106,7 +106,7 @@ def test_training_stopped_in_a_notebook_goes_on_in_float32_with_the_same_argumen
 def test_run_folder_is_whole_and_has_every_promised_metric(small_run):
     names = {path.name for path in small_run.config.folder.iterdir()}
     assert names >= {"adapter", "sft", "metrics.json", "history.jsonl", "pairs.jsonl", "answers.jsonl", "config.json",
-                     "environment.json", "README.md", "answers.png", "history.png", "margins.png"}  # fmt: skip
+                     "environment.json", "README.md", "answers.png", "history.png", "accuracy.png"}  # fmt: skip
     adapter = {path.name for path in (small_run.config.folder / "adapter").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= adapter
     drafts_and_pickles = {".tmp", ".bin", ".pt", ".pth", ".pkl"}

@@ -30,13 +30,11 @@ SETTINGS = {"base_model": base, "num_pairs": 224, "eval_fraction": 0.05, "max_le
 CASES = (  # (失敗のさせ方, 出来事の名前の初めの部分)
     ("SIGKILL", "SFT 52"),
     ("SIGKILL", "open checkpoints/dpo/checkpoint-50/DONE"),
-    ("SIGKILL", "採点"),
-    ("SIGKILL", "os.rename config.json"),
     ("SIGINT", "DPO 52"),
     ("ENOSPC", "open checkpoints/dpo/checkpoint-50/trainer_state"),
-    ("ENOSPC", "open pairs.jsonl"),
     ("FSIZE", "DPO 1"),
 )
+NIGHTLY = (("SIGKILL", "採点"), ("SIGKILL", "os.rename config.json"), ("ENOSPC", "open pairs.jsonl"))
 
 
 def watch(folder: Path, how: str, stop_at: int) -> list[str]:
@@ -98,8 +96,10 @@ gc.freeze()  # 子の掃除で、読み込んだものの写しを作らない
 code, shown = run(place / "whole")
 assert code == 0, shown
 events = (place / "whole.txt").read_text("utf-8").splitlines()
-cases = [(how, next(i for i, event in enumerate(events, 1) if event.startswith(name))) for how, name in CASES]
-if os.environ.get("DPO_ALL_KILLS"):
+nightly = os.environ.get("DPO_ALL_KILLS")
+cases = [(how, next(i for i, event in enumerate(events, 1) if event.startswith(name)))
+         for how, name in (*CASES, *(NIGHTLY if nightly else ()))]  # fmt: skip
+if nightly:
     cases += [("SIGKILL", 1 + round((k + 0.5) * len(events) / 40)) for k in range(40)]
 for number, (how, stop_at) in enumerate(cases):
     folder = place / str(number)

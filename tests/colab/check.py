@@ -3,7 +3,8 @@
     python tests/colab/check.py
 
 requirements.txt の仮想環境に、初めから pandas を読み込んであるカーネルを用意し（Colab と同じです）、ノートブックを空の
-フォルダに一つずつ置いて、offline-tiny で実行します（環境変数 DPO_TEST_BASE があれば、その元のモデルを使います）。
+フォルダに一つずつ置いて、offline-tiny で実行します（環境変数 DPO_TEST_BASE があれば、その元のモデルを使います）。実験
+ノートブックは、夜（環境変数 DPO_ALL_NOTEBOOKS=1）だけです。
 google.colab はモック（standin）で、Drive への接続は断られます。終わったあと、環境で変わったものが trl（増える）と
 torchao（消える）だけでなければ、失敗です。最後に、同じ環境で、印 colab の付いたテスト（導入、読み込み、学習、続きから、
 保存、Drive）を実行します。
@@ -105,7 +106,8 @@ def main() -> int:
         folder = Path(temporary)
         python, environment = make_environment(folder / "environment"), dict(os.environ)
         make_kernel(python, folder)
-        for notebook in sorted(ROOT.glob("*.ipynb")):
+        nightly = os.environ.get("DPO_ALL_NOTEBOOKS")
+        for notebook in [ROOT / name for name in PARAMETERS if nightly or PARAMETERS[name].get("base_model")]:
             before, started = frozen(python), time.perf_counter()
             done, text = run_alone(notebook, folder / notebook.stem)
             after = frozen(python)

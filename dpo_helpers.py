@@ -354,8 +354,6 @@ def processes():
 # ======== 質問とトークン
 
 HEADING = r"(?m)^[ \t]*(システム|質問|回答)[ \t]*[:：]"  # 文字列にした会話の、発言の見出し
-
-
 LABELS = {"システム": "system", "質問": "user", "回答": "assistant"}
 
 
@@ -1818,14 +1816,13 @@ def save_run(run: Run) -> Path:
     with explained("disk", is_disk_error, folder=folder):
         save_adapter = partial(run.model.save_pretrained, selected_adapters=["default"])
         save_whole(folder / "adapter", save_adapter, run.tokenizer.save_pretrained)
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT の空のひな形。モデルカードは上に置く
+        save_text(folder / "adapter" / "README.md", model_card(run))  # PEFT の空のひな形と替える
         save_text(folder / "history.jsonl", "".join(json.dumps(row) + "\n" for row in run.history))
         for name, table in (("pairs", run.scores), ("answers", run.answers)):
             save_text(folder / f"{name}.jsonl", table.to_json(orient="records", lines=True, force_ascii=False))
         plot_history(run.history, run.config.effective_batch_size).savefig(folder / "history.png", dpi=120)
         for name, plot in (("answers", plot_answers), ("accuracy", plot_accuracy)):
             plot(run).savefig(folder / f"{name}.png", dpi=120)
-        save_text(folder / "README.md", model_card(run, run.model.config.name_or_path, f"{folder}/adapter"))
         for name, values in (("environment", describe_runtime()), ("metrics", run.metrics)):
             save_text(folder / f"{name}.json", json.dumps(values, ensure_ascii=False, indent=2))
         for checkpoint in folder.glob("checkpoints/*/checkpoint-*"):
@@ -1854,11 +1851,11 @@ def load_run(folder) -> Run:
     return Run(config, model, tokenizer, train_pairs, eval_pairs, history, metrics, metrics, scores, answers)
 
 
-def model_card(run: Run, base: str, adapter: str) -> str:
-    """モデルカードです。base と adapter は、元のモデルとアダプタを読むときの名前かパスです。"""
-    base, adapter = (json.dumps(name, ensure_ascii=False) for name in (base, adapter))  # YAML と Python の文字列
-    values = {"config": run.config, "base": base, "adapter": adapter}
-    values["read"] = say("tiny_read") if run.config.base_model == OFFLINE_TINY else ""
+def model_card(run: Run) -> str:
+    """アダプタのフォルダに置く、モデルカードです。"""
+    tiny = run.config.base_model == OFFLINE_TINY
+    base = json.dumps("../base" if tiny else run.model.config.name_or_path, ensure_ascii=False)  # YAML でも同じ
+    values = {"base": base, "read": say("tiny_read") * tiny, "runtime": describe_runtime(), "config": run.config}
     return MODEL_CARD.format(summary=summary_table(run.metrics), **values, **run.metrics)
 
 
@@ -1934,7 +1931,7 @@ def keep_run(folder: Path, drive: Path | None) -> tuple[Path | None, str]:
 
 
 def push_run(run: Run, repository: str, private: bool = True) -> str:
-    """アダプタとモデルカードを Hub に置き、その URL を返します。トークンは huggingface_hub が読みます。"""
+    """保存したアダプタとモデルカードを Hub に置き、その URL を返します。トークンは huggingface_hub が読みます。"""
     if os.path.isdir(base := run.model.config.name_or_path):
         raise HelperError("local_base", name=base)
     with explained("hub", name=repository):
@@ -1943,8 +1940,6 @@ def push_run(run: Run, repository: str, private: bool = True) -> str:
         if private and not api.repo_info(repository).private:
             raise HelperError("public_hub", name=repository)
         api.upload_folder(repo_id=repository, folder_path=run.config.folder / "adapter")
-        card = model_card(run, base, repository).encode()
-        api.upload_file(repo_id=repository, path_or_fileobj=card, path_in_repo="README.md")
     return f"https://huggingface.co/{repository}"
 
 
@@ -2242,32 +2237,37 @@ SUMMARY = {
 
 MODEL_CARD = """---
 library_name: peft
+pipeline_tag: text-generation
 base_model: {base}
+base_model_relation: adapter
 tags: [dpo, lora, trl]
 language: ja
+license: mit
 ---
 
 # DPO で調整したアダプタ
 
-`{config.base_model}` を、選好データ `{config.dataset}` の {train_pairs} ペアで調整した LoRA アダプタです。
+`{config.base_model}` を、選好データ `{config.dataset}` の {train_pairs} ペアで調整した LoRA アダプタです。{read}
 
 **判定: {verdict}** — {verdict_reason}
 
 {summary}
 
-{read}
+環境: {runtime[device]}、torch {runtime[torch]}、transformers {runtime[transformers]}、trl {runtime[trl]}、peft {runtime[peft]}
 
-## 使い方
+このアダプタと、自動生成した選好データ（`builtin`）は、MIT ライセンスで使えます。元のモデルと、ほかの選好データのライセンスにも従ってください。回答の内容は正しいとは限りません。学習していない事柄への回答は、たいてい作り話です。
 
 ```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), {adapter})
-tokenizer = AutoTokenizer.from_pretrained({adapter})
+adapter = "."  # このファイルのあるフォルダ。Hub に置いたものなら、"ユーザー名/リポジトリ名"
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), adapter)
+tokenizer = AutoTokenizer.from_pretrained(adapter)
+question = [{{"role": "user", "content": "AIとは何ですか？"}}]
+inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_length={config.max_length})[0], skip_special_tokens=True))
 ```
-
-質問は、`tokenizer.apply_chat_template` で、user の発言として渡します。
 """
 
 # 観点: (回答の書き出し, 質問のしかた, …)。{c} に概念の名前が入ります。「:」の後は、その聞き方をする概念の種類です。

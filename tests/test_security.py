@@ -100,13 +100,14 @@ def test_formulas_and_html_in_pairs_are_inert(small_config):
     findings = pd.DataFrame({"検査": map(dpo.finding_text, dpo.audit_pairs(run.train_pairs, run.tokenizer))})
     pages = [dpo.show_table(table).to_html() for table in (run.scores, run.answers, findings)]
     assert not any("<img" in page for page in pages) and any("&lt;img" in page for page in pages)
-    card = (run.config.folder / "README.md").read_text("utf-8")
+    card = (run.config.folder / "adapter" / "README.md").read_text("utf-8")
     assert not any(text in card for text in HOSTILE)
     assert not list(run.config.folder.rglob("*.csv"))  # ペアの文を、表計算ソフトが開く形では書かない
 
 
-def test_a_model_card_quotes_names(small_run):
-    card = dpo.model_card(small_run, 'x"\nevil: yes', "adapter`")
+def test_a_model_card_quotes_names(small_run, monkeypatch):
+    monkeypatch.setattr(small_run.model.config, "_name_or_path", 'x"\nevil: yes')
+    card = dpo.model_card(small_run)
     head = card.split("---")[1]
     assert "\nevil" not in head and 'base_model: "x\\"\\nevil: yes"' in head
     compile(card.split("```python")[1].split("```")[0], "card", "exec")

@@ -2,7 +2,11 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -102,13 +106,30 @@ def test_training_stopped_in_a_notebook_goes_on_in_float32_with_the_same_argumen
         assert set(part) == {(True, False, torch.float32), (False, False, torch.float32)}
 
 
+def test_the_card_describes_the_adapter_and_its_program_runs_anywhere(small_run, tmp_path):
+    from huggingface_hub import ModelCard
+
+    shutil.copytree(small_run.config.folder, tmp_path / "copied")
+    text = (tmp_path / "copied" / "adapter" / "README.md").read_text("utf-8")
+    data = ModelCard(text).data.to_dict()
+    assert data == {
+        "library_name": "peft", "pipeline_tag": "text-generation", "base_model": small_run.config.base_model,
+        "base_model_relation": "adapter", "tags": ["dpo", "lora", "trl"], "language": "ja", "license": "mit",
+    }  # fmt: skip
+    assert small_run.metrics["verdict_reason"] in text and f"torch {version('torch')}" in text
+    code = text.split("```python")[1].split("```")[0]
+    command, there = [sys.executable, "-c", code], tmp_path / "copied" / "adapter"
+    done = subprocess.run(command, cwd=there, capture_output=True, text=True)
+    assert "AIとは何ですか？" in done.stdout, done.stderr
+
+
 @pytest.mark.colab
 def test_run_folder_is_whole_and_has_every_promised_metric(small_run):
     names = {path.name for path in small_run.config.folder.iterdir()}
     assert names >= {"adapter", "sft", "metrics.json", "history.jsonl", "pairs.jsonl", "answers.jsonl", "config.json",
-                     "environment.json", "README.md", "answers.png", "history.png", "accuracy.png"}  # fmt: skip
+                     "environment.json", "answers.png", "history.png", "accuracy.png"}  # fmt: skip
     adapter = {path.name for path in (small_run.config.folder / "adapter").iterdir()}
-    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json"} <= adapter
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "README.md"} <= adapter
     drafts_and_pickles = {".tmp", ".bin", ".pt", ".pth", ".pkl"}
     assert not drafts_and_pickles & {path.suffix for path in small_run.config.folder.rglob("*")}
     saved = json.loads((small_run.config.folder / "metrics.json").read_text("utf-8"))

@@ -323,19 +323,17 @@ def describe_runtime() -> dict:
 
 
 def runtime_text(runtime: dict) -> str:
-    """`describe_runtime` の結果を、人が読む文にします。使えない GPU は HelperError です。"""
-    refuse_unsupported_gpu()
-    size = f"メモリ {runtime['gpu_memory_gb']} GB" if runtime["gpu"] else f"{runtime['cpu_cores']} コア"
-    precision = "float32（行列積は TF32）" if runtime["tf32"] else "float32"
-    return f"デバイス: {runtime['gpu'] or 'CPU'}（{size}）、計算の精度: {precision}"
+    """`describe_runtime` の結果を、人が読む文にします。
 
-
-def refuse_unsupported_gpu() -> None:
-    """この GPU で計算を一つして、できなければ HelperError です（torch 2.11 の CUDA 12.8 版と V100 など）。"""
+    GPU で計算を一つして、できなければ HelperError です（torch 2.11 の CUDA 12.8 版と V100 など）。
+    """
     if torch.cuda.is_available():
         name, card = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         with explained("gpu", name=name, card=card, version=torch.__version__):
             torch.zeros(1, device="cuda").add(1).item()
+    size = f"メモリ {runtime['gpu_memory_gb']} GB" if runtime["gpu"] else f"{runtime['cpu_cores']} コア"
+    precision = "float32（行列積は TF32）" if runtime["tf32"] else "float32"
+    return f"デバイス: {runtime['gpu'] or 'CPU'}（{size}）、計算の精度: {precision}"
 
 
 def fit_to_device(config: Config) -> Config:
@@ -895,10 +893,8 @@ def token_faults(pairs, tokenizer, max_length: int) -> tuple[dict, dict]:
 
 def finding_text(found: dict) -> str:
     """`audit_pairs` の一つを、一文にします。ペアは 1 から数えます（見出しの行は数えません）。"""
-    if not found["count"]:
-        return found["advice"]
     rows = "、".join(str(i + 1) for i in found["rows"][:5]) + (" 件目など" if found["count"] > 5 else " 件目")
-    return f"{rows}（計 {found['count']} 件、{found['share']:.1%}）: {found['advice']}"
+    return f"{rows}（計 {found['count']} 件、{found['share']:.1%}）: " * bool(found["count"]) + found["advice"]
 
 
 def refuse_errors(findings: list[dict]) -> None:
@@ -925,7 +921,6 @@ def load_model(config: Config, show=None):
 
     DialoGPT-small の配布ファイルは fp16 で、dtype を明示しないと fp16 のまま読まれ、学習が止まります。
     """
-    refuse_unsupported_gpu()
     source = config.base_model if config.base_model != OFFLINE_TINY else config.folder / "base"
     if config.base_model == OFFLINE_TINY and not source.is_dir():
         return build_tiny(config, show)
@@ -1098,10 +1093,7 @@ def train_sft(batch_size: int, config: Config, model, tokenizer, pairs, callback
 
 
 def train_dpo(batch_size: int, config: Config, model, tokenizer, pairs, callbacks=()):
-    """DPO で学習します。損失は、論文の式 (7) と、よい回答の SFT の損失の、重みを付けた和です。
-
-    終わった `trl.DPOTrainer` を返します。
-    """
+    """DPO で学習します（損失は、論文の式 (7) と SFT の損失の、重み付きの和）。終わった `trl.DPOTrainer` を返します。"""
     rows = pairs.select_columns(PAIR_COLUMNS).map(as_messages)
     args = trl.DPOConfig(
         **trainer_options(config, "dpo", batch_size), num_train_epochs=config.num_train_epochs,
@@ -1119,8 +1111,7 @@ def train_dpo(batch_size: int, config: Config, model, tokenizer, pairs, callback
 def with_terms(trainer_class):
     """`trl.DPOTrainer` を、損失の二つの項 loss/preference と loss/sft も記録するものにします。
 
-    TRL は和だけを記録します。SFT の項は、chosen の 1 トークンあたりの負の対数尤度です。選好の損失の重みが 0 なら、
-    選好の項は NaN です。
+    TRL は和だけを記録します。SFT の項は chosen の 1 トークンあたりの負の対数尤度、重みが 0 の選好の項は NaN です。
     """
 
     class WithTerms(trainer_class):
@@ -1544,8 +1535,7 @@ def answer_rates(table, which: str) -> dict:
              "chrf": table[f"{which}_chrf"], "ended": table[f"{which}_ended"], "empty": answers == "",
              "repeats": answers.map(repeats) & ~chosen.map(repeats), "readable": pd.Series(readable, table.index)}
     rates["broken"] = ~rates["ended"] | rates["empty"] | rates["repeats"] | ~rates["readable"]
-    if len(kinds):
-        rates["garbled"] = kinds == "garbled"
+    rates |= {"garbled": kinds == "garbled"} if len(kinds) else {}
     flawed = {flaw: float((kinds == flaw).mean()) for flaw in FLAWS if len(kinds)}
     return {name: float(values.mean()) for name, values in rates.items()} | {"flawed": flawed}
 
@@ -1834,7 +1824,7 @@ def load_run(folder) -> Run:
     """保存した実行を読みます。model はそのまま使えます。欠けたり壊れたりしたフォルダは HelperError です。"""
     folder = Path(folder).expanduser()
     if not os.path.isfile(folder / "metrics.json"):
-        raise HelperError("not_finished", folder=folder)
+        raise HelperError("broken_run", folder=folder, reason="metrics.json がありません")
     config = replace(load_config(folder / "config.json"), output_dir=str(folder))
     with explained("broken_run", folder=folder):
         base, tokenizer = load_model(config)
@@ -1857,6 +1847,18 @@ def model_card(run: Run) -> str:
     base = json.dumps("../base" if tiny else run.model.config.name_or_path, ensure_ascii=False)  # YAML でも同じ
     values = {"base": base, "read": say("tiny_read") * tiny, "runtime": describe_runtime(), "config": run.config}
     return MODEL_CARD.format(summary=summary_table(run.metrics), **values, **run.metrics)
+
+
+def merge_run(run: Run, folder, dtype: str = "float32") -> float:
+    """保存したアダプタを元のモデルに足し込んで folder に置き、読み直したものとの、対数確率の差の最大値を返します。"""
+    if (folder := Path(folder).expanduser()).exists():
+        raise HelperError("other_run", folder=folder, what="別のもの")
+    model, tokenizer = load_model(run.config)
+    merged = load_adapter(model, run.config.folder / "adapter").merge_and_unload().to(getattr(torch, dtype))
+    save_whole(folder, merged.save_pretrained, tokenizer.save_pretrained)
+    models = run.model, load_model(replace(run.config, base_model=str(folder)))[0]
+    scores = [pair_logps(each, tokenizer, run.eval_pairs, run.config.max_length) for each in models]
+    return float(abs(scores[0] - scores[1]).max())
 
 
 # ======== Google Drive と Hub（Colab の外では、Drive は使いません）
@@ -2195,10 +2197,9 @@ MESSAGES = {
     "worse": "検証用の {eval_pairs} ペアで正解率 {accuracy_after:.1%}（95 % 信頼区間 {accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）と、50 % を下回っています。chosen と rejected が逆でないか確かめてください。",
     "no_effect": "検証用の {eval_pairs} ペアで、選好の損失 {eval_loss:.3f}（95 % 信頼区間 {eval_loss_interval[0]:.3f}〜{eval_loss_interval[1]:.3f}）、正解率 {accuracy_after:.1%}（{accuracy_interval[0]:.1%}〜{accuracy_interval[1]:.1%}）、学習用でも正解率 {accuracy_train:.1%} です。chosen と rejected が逆でないか、人が読んで優劣がわかるかを確かめてください。",
     "cannot_write": "フォルダ {folder} を読み書きできません（{reason}）。書ける場所を output_dir に指定してください。",
-    "other_run": "フォルダ {folder} に{what}があります。別の output_dir を指定してください。",
+    "other_run": "フォルダ {folder} に{what}があります。別のフォルダを（学習では output_dir に）指定してください。",
     "disk": "フォルダ {folder} の読み書きに失敗しました（{reason}）。ディスクの空きとフォルダを確かめて、もう一度実行してください。保存した所から続けます。",
-    "not_finished": "フォルダ {folder} に結果（metrics.json）がありません。保存まで終えた実行が要ります。",
-    "broken_run": "フォルダ {folder} の結果を読めません（{reason}）。壊れたか、別の版の結果です。もう一度学習してください。",
+    "broken_run": "フォルダ {folder} の結果を読めません（{reason}）。途中の実行か、壊れたか、別の版の結果です。もう一度学習し、保存まで終えてください。",
     "no_adapter": "フォルダ {folder} に、読めるアダプタ（adapter_model.safetensors）がありません。このフォルダを消して、もう一度学習してください。",
     "not_colab": "Colab ではないので、Google Drive は使いません。学習はこのまま進み、結果は一つの zip にまとめます。",
     "no_drive": "Google Drive に接続できませんでした（{reason}）。学習はこのまま進み、結果は一つの zip にまとめます。接続をやり直すには、このセルから下を実行し直してください。",

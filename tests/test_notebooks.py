@@ -4,6 +4,7 @@ import ast
 import hashlib
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -191,3 +192,21 @@ def test_own_question_goes_on_to_a_second_turn(small_run, capsys):
     exec(source.replace('next_question = ""', 'next_question = "ほかには？"'), names)
     assert [turn["role"] for turn in asked[-1]] == ["user", "assistant", "user"]
     assert len(asked) == 3 and asked[-1][-1]["content"] == "ほかには？"
+
+
+def test_the_report_and_the_merged_model_come_from_the_run(small_run, tmp_path, monkeypatch, capsys):
+    from IPython.display import Markdown
+
+    folder = tmp_path / "run"
+    shutil.copytree(small_run.config.folder, folder)
+    names = {"dpo": dpo, "metrics": small_run.metrics, "config": small_run.config, "folder": folder, "run": small_run,
+             "Markdown": Markdown, "drive_folder": None}  # fmt: skip
+    exec(cell_of(read(FIRST), "report").source, names)
+    rows = (folder / "report.md").read_text("utf-8").splitlines()
+    values = {name.strip(): value.strip() for _, name, _, value, _ in (row.split("|") for row in rows)}
+    metrics, seconds = small_run.metrics, ("sft_seconds", "train_seconds", "evaluate_seconds")
+    assert values["最初の選好の損失"] == f"{metrics['first_loss']:.3f}" and "CPU" in values["環境"]
+    assert values["SFT、DPO、評価の秒数"] == "、".join(f"{metrics[name]:.0f}" for name in seconds)
+    assert values["検証の正解率"].startswith(f"{metrics['accuracy_after']:.1%}（") and len(values) == 9
+    exec(cell_of(read(FIRST), "merge").source.replace("merge = False", "merge = True"), names)
+    assert (folder / "merged" / "model.safetensors").is_file() and "差の最大値: 0.000" in capsys.readouterr().out

@@ -106,6 +106,34 @@ def test_training_stopped_in_a_notebook_goes_on_in_float32_with_the_same_argumen
         assert set(part) == {(True, False, torch.float32), (False, False, torch.float32)}
 
 
+PLAIN = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
+inputs = tokenizer.apply_chat_template(
+    [{"role": "user", "content": sys.argv[2]}], add_generation_prompt=True, return_dict=True, return_tensors="pt")
+ids = model.generate(**inputs, max_length=56, do_sample=False)[0]
+print(model.dtype, tokenizer.decode(ids[inputs["input_ids"].shape[1]:], skip_special_tokens=True).strip())
+"""
+
+
+def test_a_merged_model_needs_transformers_alone(small_run, tmp_path):
+    question = small_run.eval_pairs["prompt"][0]
+    answer = dpo.generate_response(question, small_run.model, small_run.tokenizer, 56)
+    with dpo.with_adapter(small_run.model, "base"):
+        assert dpo.generate_response(question, small_run.model, small_run.tokenizer, 56) != answer
+    assert dpo.merge_run(small_run, tmp_path / "merged") < 1e-4
+    files = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "generation_config.json"} <= files - {"adapter_config.json"} == files
+    command = [sys.executable, "-c", PLAIN, str(tmp_path / "merged"), question]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.strip() == f"torch.float32 {answer}"
+    with pytest.raises(dpo.HelperError, match="merged に別のもの"):
+        dpo.merge_run(small_run, tmp_path / "merged")
+    assert 0 < dpo.merge_run(small_run, tmp_path / "half", "float16") < 0.5
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.6 * (
+        tmp_path / "merged" / "model.safetensors").stat().st_size  # fmt: skip
+
+
 def test_the_card_describes_the_adapter_and_its_program_runs_anywhere(small_run, tmp_path):
     from huggingface_hub import ModelCard
 

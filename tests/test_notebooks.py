@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import math
 import re
 import shutil
 import statistics
@@ -15,7 +16,7 @@ import nbformat
 import peft
 import pytest
 import trl
-from conftest import ROOT, finish
+from conftest import ROOT, adapter_difference, finish
 from nbclient import NotebookClient
 from notebooks import canonical, place_base
 
@@ -210,3 +211,24 @@ def test_the_report_and_the_merged_model_come_from_the_run(small_run, tmp_path, 
     assert values["検証の正解率"].startswith(f"{metrics['accuracy_after']:.1%}（") and len(values) == 9
     exec(cell_of(read(FIRST), "merge").source.replace("merge = False", "merge = True"), names)
     assert (folder / "merged" / "model.safetensors").is_file() and "差の最大値: 0.000" in capsys.readouterr().out
+
+
+def test_watching_the_answers_changes_no_weight_and_keeps_them(small_config, capsys):
+    pictures, runs = [], {}
+    for name in ("alone", "watched"):
+        config = small_config(num_pairs=120).resolved()
+        model, tokenizer = dpo.load_model(config)
+        names = {"dpo": dpo, "config": config, "tokenizer": tokenizer, "questions": ["AIとは？", "機械学習とは？"]}
+        exec(cell_of(read(FIRST), "watch").source, names)
+        names["dpo"] = mock.MagicMock(wraps=dpo, live_picture=lambda text, *history: pictures.append(text))
+        watching = {"callbacks": [names["Watch"]()], "show": names["show"]} if name == "watched" else {}
+        runs[name] = finish(config, base=(model, tokenizer), **watching)
+    assert adapter_difference(*(run.config.folder for run in runs.values())) == 0
+    assert [row["loss"] for row in runs["alone"].history] == [row["loss"] for row in runs["watched"].history]
+    saved = dpo.read_lines(runs["watched"].config.folder / "samples.jsonl")
+    steps, every = len(runs["watched"].history), math.ceil(len(runs["watched"].history) / 5)
+    asked = [("SFT", 0), *(("DPO", step) for step in (*range(0, steps, every), steps))]
+    assert [(row["学習"], row["ステップ"]) for row in saved] == asked and len(asked) == 7
+    last = dpo.generate_response("AIとは？", runs["watched"].model, tokenizer, config.max_length)
+    assert saved[-1]["AIとは？"] == last and f"今: {last}" in pictures[-1] and "DPO" in pictures[-1]
+    exec(cell_of(read(FIRST), "samples").source, {"dpo": dpo, "pd": names["pd"], "samples": saved})

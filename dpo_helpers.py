@@ -639,8 +639,7 @@ def to_pair(row: dict, place: str) -> dict:
     present = [name for name in PROMPT_COLUMNS if name in row]
     if len(row) < len(names) or {"chosen", "rejected"} - {*row} or not (present or isinstance(row["chosen"], list)):
         raise HelperError("columns", place=place, columns="、".join(names))
-    more = ("image", "images", "videos", "audios", "tools")
-    if unused := [name for name in more if row.get(name) not in (None, "", "[]", "null", [])]:
+    if unused := [name for name in ("image", "images", "tools") if row.get(name) not in (None, "", "[]", [])]:
         raise HelperError("not_used", place=place, names="、".join(unused))
     sides = [messages_of(row[name], place, "assistant") for name in ("chosen", "rejected")]
     if any(not turns or turns[-1]["role"] != "assistant" for turns in sides):
@@ -650,17 +649,17 @@ def to_pair(row: dict, place: str) -> dict:
         raise HelperError("different_start", place=place)
     asked = [turns_of(row[name], place) for name in present if row[name]] or [messages_of(None, place)]
     more = [each for name in ("input", "context") for each in messages_of(row.get(name), place)]  # 質問に続く文や資料
-    more = [each["content"] for each in more if key_of([each]) not in key_of(before + asked[0])]
+    more = [each["content"].strip() for each in more if key_of([each]) not in key_of(before + asked[0])]
     asked[0][-1]["content"] = "\n".join([asked[0][-1]["content"], *more])
     *others, turns = sorted((*asked, before), key=lambda turns: len(key_of(turns)))
-    if any(key_of(other) not in key_of(turns) for other in others):
+    if any(key_of(other).replace("\n", "") not in key_of(turns).replace("\n", "") for other in others):
         raise HelperError("two_questions", place=place, names="、".join(present))
     history = messages_of(row.get("history") or [], place)
     said = messages_of(row.get("system") or row.get("system_prompt"), place, "system")
     said += turns if key_of(history) in key_of(turns) else history + turns
     system = "\n".join(dict.fromkeys(turn["content"] for turn in said if turn["role"] == "system" and turn["content"]))
     said = [{"role": "system", "content": system}] * bool(system) + [turn for turn in said if turn["role"] != "system"]
-    prompt = as_text(said, place) if key_of(turns) else ""  # 空の質問は、点検が見つける
+    prompt = as_text(as_conversation(as_text(said, place)), place) if key_of(turns).strip() else ""
     pair = {"prompt": prompt, "chosen": chosen["content"], "rejected": rejected["content"]}
     pair |= {name: None if row.get(name) is None else str(row[name]) for name in (*KEPT_COLUMNS, "split")}
     if broken := [text for text in pair.values() if text and re.search(r"[\ud800-\udfff]", text)]:
@@ -671,13 +670,13 @@ def to_pair(row: dict, place: str) -> dict:
 def turns_of(value, place: str) -> list[dict]:
     """質問の列の値を、発言のリストにします。会話が回答まで含んでいれば、それを除きます。"""
     turns = as_conversation(value) if isinstance(value, str) else messages_of(value, place)
-    answered = len(turns) > 1 and turns[-1]["role"] == "assistant" and not isinstance(value[-1], str)
-    return turns[:-1] if answered else turns
+    return turns[:-1] if turns[1:] and turns[-1]["role"] == "assistant" and not isinstance(value[-1], str) else turns
 
 
 def key_of(turns: list) -> str:
-    """会話の文を、`question_key` で比べられる形にしたものです。"""
-    return question_key("\n".join(turn["content"] for turn in turns))
+    """会話の文を、行ごとに `question_key` で比べられる形にしたものです。"""
+    lines = [line for turn in turns for line in turn["content"].split("\n") if line.strip()]
+    return "\n".join(["", *(question_key(line) or line.strip() for line in lines), ""])
 
 
 def opened(value, place: str):
@@ -685,14 +684,15 @@ def opened(value, place: str):
     value = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(value, str):
         return None if value is pd.NA or value != value else value  # pandas の空の欄
-    if re.match(r"""\s*\[\s*{\s*['"](role|from|content|value)['"]""", value):
+    if re.match(r"""\s*\[?\s*{\s*['"](role|from|content|value)['"]""", value):
         commas = re.sub(r"}\s+{", "}, {", value)  # pandas が CSV に書いた配列には、コンマがない
         for read, text in product((json.loads, ast.literal_eval), (value, commas)):
             with contextlib.suppress(Exception):  # 誤りの種類は、さまざま
-                turns = read(text)
+                turns = [found] if isinstance(found := read(text), dict) else found
                 roles = {str(turn.get("role", turn.get("from"))).lower() for turn in turns}
                 return turns if roles <= ROLES.keys() else value
-        raise HelperError("not_text", place=place, value=value)
+        if value.lstrip().startswith("["):
+            raise HelperError("not_text", place=place, value=value)
     return value
 
 
@@ -2243,7 +2243,6 @@ base_model: {base}
 base_model_relation: adapter
 tags: [dpo, lora, trl]
 language: ja
-license: mit
 ---
 
 # DPO で調整したアダプタ
@@ -2256,7 +2255,7 @@ license: mit
 
 環境: {runtime[device]}、torch {runtime[torch]}、transformers {runtime[transformers]}、trl {runtime[trl]}、peft {runtime[peft]}
 
-このアダプタと、自動生成した選好データ（`builtin`）は、MIT ライセンスで使えます。元のモデルと、ほかの選好データのライセンスにも従ってください。回答の内容は正しいとは限りません。学習していない事柄への回答は、たいてい作り話です。
+自動生成した選好データ（`builtin`）は MIT ライセンスです。アダプタを使える条件は、元のモデルと選好データのライセンスによります。回答の内容は正しいとは限りません。学習していない事柄への回答は、たいてい作り話です。
 
 ```python
 from peft import PeftModel
@@ -2266,7 +2265,7 @@ adapter = "."  # このファイルのあるフォルダ。Hub に置いたも�
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), adapter)
 tokenizer = AutoTokenizer.from_pretrained(adapter)
 question = [{{"role": "user", "content": "AIとは何ですか？"}}]
-inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, enable_thinking=False, return_dict=True, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_length={config.max_length})[0], skip_special_tokens=True))
 ```
 """

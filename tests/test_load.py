@@ -94,6 +94,11 @@ def test_quotation_marks_that_do_not_enclose_a_cell_are_just_characters(lines, t
       "rejected": [{"role": "user", "content": "資料\n何？"}, BAD]}, "資料\n何？"),
     ({"prompt": "Human: Fall Flat は？"} | ANSWERS, "Human: Fall Flat は？"),
     ({"tools": "[]", "prompt": "何？"} | ANSWERS, "何？"),
+    ({"conversations": str([USER]), "chosen": str(GOOD), "rejected": json.dumps(BAD)}, "何？"),
+    ({"instruction": "次の数が 10 より大きいか", "input": "1"} | ANSWERS, "次の数が 10 より大きいか\n1"),
+    ({"instruction": "この絵文字の意味は", "input": "😀"} | ANSWERS, "この絵文字の意味は\n😀"),
+    ({"history": [["C", "はい"]], "prompt": "C はい つ？"} | ANSWERS, "C\n回答: はい\n質問: C はい つ？"),
+    ({"prompt": "👍"} | ANSWERS, "👍"),
     *(({"history": history, "prompt": "う"} | ANSWERS, "あ\n回答: い\n質問: う")
       for history in ([["あ", "い"]], ["あ", "い"], TURNS[:2], json.dumps(TURNS[:2]))),
     ({"history": [], "tools": [], "images": None, "prompt": "何？"} | ANSWERS, "何？"),
@@ -138,7 +143,8 @@ def test_a_prompt_becomes_its_turns(prompt, turns):
 
 
 @pytest.mark.parametrize("answer", [
-    '{"role": "assistant", "content": "やあ"}', '[{"name": "田中", "role": "PM", "content": "計画"}]',
+    '{"role": "tester", "content": "やあ"}', '{"role": "user", …}',
+    '[{"name": "田中", "role": "PM", "content": "計画"}]',
     "[{'a': 1}]", "Human: はい\nAssistant: いいえ", '{"from": "a@example.com", "content": "本文"}', r"\frac{1} {2}",
     "{{'role': 'x'}}",
     '[{"role": "PM", "content": "計画"}]',
@@ -159,6 +165,20 @@ def test_every_order_of_turns_keeps_its_roles(turns):
     messages = [{"role": role, "content": text} for role, text in turns]
     again = dpo.as_conversation(dpo.load_pairs([{"messages": messages} | ANSWERS])["prompt"][0])
     assert [(turn["role"], turn["content"].replace("　", "")) for turn in again] == turns
+
+
+@pytest.mark.parametrize("row", [
+    {"system": "S\n", "prompt": "あ"}, {"messages": [{"role": "user", "content": "質問: AIとは？"}]},
+    {"messages": [{"role": "user", "content": "あ\n"}, {"role": "assistant", "content": "い\n\n"}, USER]},
+    {"messages": [{"role": "user", "content": "AIとは？\n回答:"}]}, {"prompt": "質問: 質問: あ"},
+])  # fmt: skip
+def test_pairs_that_were_read_are_read_again_as_they_are(row, tmp_path):
+    pairs = dpo.load_pairs([row | ANSWERS])
+    pairs.to_json(tmp_path / "a.jsonl", force_ascii=False)
+    pairs.to_csv(tmp_path / "a.csv", index=False)
+    assert pairs.to_list() == dpo.load_pairs(pairs).to_list()
+    assert pairs.to_list() == dpo.load_pairs(tmp_path / "a.jsonl").to_list()
+    assert pairs.to_list() == dpo.load_pairs(tmp_path / "a.csv").to_list()
 
 
 @pytest.mark.parametrize(("text", "count"), [

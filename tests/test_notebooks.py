@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import types
 from dataclasses import asdict
 from unittest import mock
 
@@ -183,9 +184,9 @@ def test_another_length_reaches_every_cell(small_config, tmp_path, capsys):
 
 
 def test_own_question_goes_on_to_a_second_turn(small_run, capsys):
-    names, asked = {}, []
-    names["generate_response"] = lambda talk: asked.append(talk) or dpo.generate_response(
-        talk, small_run.model, small_run.tokenizer, 64 * len(talk)
+    names, asked = {"config": small_run.config}, []
+    names["generate_response"] = lambda talk, max_length=56: asked.append([*talk]) or dpo.generate_response(
+        talk, small_run.model, small_run.tokenizer, max_length
     )
     source = cell_of(read(FIRST), "own").source
     exec(source, names)
@@ -218,13 +219,16 @@ def test_watching_the_answers_changes_no_weight_and_keeps_them(small_config, cap
     for name in ("alone", "watched"):
         config = small_config(num_pairs=120).resolved()
         model, tokenizer = dpo.load_model(config)
-        names = {"dpo": dpo, "config": config, "tokenizer": tokenizer, "questions": ["AIとは？", "機械学習とは？"]}
-        exec(cell_of(read(FIRST), "watch").source, names)
+        names = {"dpo": dpo, "config": config, "tokenizer": tokenizer, "questions": ["AIとは？", "機械学習とは？"],
+                 "recording": types.SimpleNamespace(seen=0)}  # fmt: skip
+        for cell in ("watch", "show"):
+            exec(cell_of(read(FIRST), cell).source, names)
         names["dpo"] = mock.MagicMock(wraps=dpo, live_picture=lambda text, *history: pictures.append(text))
         watching = {"callbacks": [names["Watch"]()], "show": names["show"]} if name == "watched" else {}
         runs[name] = finish(config, base=(model, tokenizer), **watching)
     assert adapter_difference(*(run.config.folder for run in runs.values())) == 0
     assert [row["loss"] for row in runs["alone"].history] == [row["loss"] for row in runs["watched"].history]
+    assert names["recording"].seen > 0
     saved = dpo.read_lines(runs["watched"].config.folder / "samples.jsonl")
     steps, every = len(runs["watched"].history), math.ceil(len(runs["watched"].history) / 5)
     asked = [("SFT", 0), *(("DPO", step) for step in (*range(0, steps, every), steps))]

@@ -142,7 +142,7 @@ def test_the_card_describes_the_adapter_and_its_program_runs_anywhere(small_run,
     data = ModelCard(text).data.to_dict()
     assert data == {
         "library_name": "peft", "pipeline_tag": "text-generation", "base_model": small_run.config.base_model,
-        "base_model_relation": "adapter", "tags": ["dpo", "lora", "trl"], "language": "ja", "license": "mit",
+        "base_model_relation": "adapter", "tags": ["dpo", "lora", "trl"], "language": "ja",
     }  # fmt: skip
     assert small_run.metrics["verdict_reason"] in text and f"torch {version('torch')}" in text
     code = text.split("```python")[1].split("```")[0]

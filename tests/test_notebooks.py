@@ -9,7 +9,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import types
 from dataclasses import asdict
 from unittest import mock
 
@@ -220,9 +219,10 @@ def test_watching_the_answers_changes_no_weight_and_keeps_them(small_config, cap
         config = small_config(num_pairs=120).resolved()
         model, tokenizer = dpo.load_model(config)
         names = {"dpo": dpo, "config": config, "tokenizer": tokenizer, "questions": ["AIとは？", "機械学習とは？"],
-                 "recording": types.SimpleNamespace(seen=0)}  # fmt: skip
+                 "drive_folder": None}  # fmt: skip
         for cell in ("watch", "show"):
             exec(cell_of(read(FIRST), cell).source, names)
+        names["recording"].seen = 0
         names["dpo"] = mock.MagicMock(wraps=dpo, live_picture=lambda text, *history: pictures.append(text))
         watching = {"callbacks": [names["Watch"]()], "show": names["show"]} if name == "watched" else {}
         runs[name] = finish(config, base=(model, tokenizer), **watching)

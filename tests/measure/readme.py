@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 import dpo_helpers as dpo  # noqa: E402
 
-RESULTS, REAL = ROOT / "tests" / "results", "real_smollm2_42"
+RESULTS, REALS = ROOT / "tests" / "results", ("real_smollm2_42", "real_smollm2_0")
+REAL = REALS[0]  # README の表に出すもの
 
 
 def saved(name: str):
@@ -90,16 +91,21 @@ def answers_on_real_weights() -> str:
 
 
 def real_block() -> str:
-    """本物の重みで保存した実行の、経過と、欠点ごとの正解率です。"""
-    run = saved(REAL)
+    """本物の重みで保存した二つの実行の、経過と、欠点ごとの正解率です。"""
+    return "\n\n".join(map(real_text, REALS))
+
+
+def real_text(name: str) -> str:
+    run = saved(name)
     found, losses = run["metrics"], [row["loss/preference"] for row in run["history"]]
     ended = [f"{found['answers'][which]['ended']:.0%}" for which in dpo.MODELS]
     (low, high), by_flaw = found["accuracy_interval"], found["accuracy_by_flaw"].items()
     flaws = "、".join(f"{dpo.FLAWS[name]} {rate:.2f}（{count} ペア）"
                      for name, (rate, count) in sorted(by_flaw, key=lambda each: each[1]))  # fmt: skip
     return (
-        f"保存した実行（`results/{REAL}.json`、学習用 {found['train_pairs']} ペア、最大 {run['config']['max_length']} "
-        f"トークン、シード 42）では、選好の損失は {losses[0]:.3f}、20 ステップ目 {losses[19]:.2f}、最後の 1 割の平均 "
+        f"シード {run['config']['seed']}（`results/{name}.json`、学習用 {found['train_pairs']} ペア、"
+        f"最大 {run['config']['max_length']} "
+        f"トークン）では、選好の損失は {losses[0]:.3f}、20 ステップ目 {losses[19]:.2f}、最後の 1 割の平均 "
         f"{found['final_loss']:.2f} で、50 ペアの平均の最大値は {found['peak_loss']:.3f}、EOS まで生成した割合は "
         f"{' → '.join(ended)}、検証の {found['eval_pairs']} ペアの正解率は {found['accuracy_after']:.2f}"
         f"（{low:.2f}〜{high:.2f}）、損失は {found['eval_loss']:.2f} です。欠点ごとの正解率: {flaws}。"

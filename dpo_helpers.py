@@ -690,7 +690,7 @@ def opened(value, place: str):
             with contextlib.suppress(Exception):  # 誤りの種類は、さまざま
                 turns = [found] if isinstance(found := read(text), dict) else found
                 roles = {str(turn.get("role", turn.get("from"))).lower() for turn in turns}
-                return turns if roles <= ROLES.keys() else value
+                return turns if roles & ROLES.keys() else value
         if value.lstrip().startswith("["):
             raise HelperError("not_text", place=place, value=value)
     return value

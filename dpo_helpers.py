@@ -639,7 +639,7 @@ def to_pair(row: dict, place: str) -> dict:
     present = [name for name in PROMPT_COLUMNS if name in row]
     if len(row) < len(names) or {"chosen", "rejected"} - {*row} or not (present or isinstance(row["chosen"], list)):
         raise HelperError("columns", place=place, columns="、".join(names))
-    if unused := [name for name in ("image", "images", "tools") if row.get(name) not in (None, "", "[]", [])]:
+    if unused := [n for n in row if re.match("(image|audio|video|tool)s?$", n) and row[n] not in (None, "[]", "", [])]:
         raise HelperError("not_used", place=place, names="、".join(unused))
     sides = [messages_of(row[name], place, "assistant") for name in ("chosen", "rejected")]
     if any(not turns or turns[-1]["role"] != "assistant" for turns in sides):
@@ -648,14 +648,14 @@ def to_pair(row: dict, place: str) -> dict:
     if before != other:
         raise HelperError("different_start", place=place)
     asked = [turns_of(row[name], place) for name in present if row[name]] or [messages_of(None, place)]
-    more = [each for name in ("input", "context") for each in messages_of(row.get(name), place)]  # 質問に続く文や資料
+    more = messages_of([row.get("input"), row.get("context")], place)  # 質問に続く文や資料
     more = [each["content"].strip() for each in more if key_of([each]) not in key_of(before + asked[0])]
     asked[0][-1]["content"] = "\n".join([asked[0][-1]["content"], *more])
     *others, turns = sorted((*asked, before), key=lambda turns: len(key_of(turns)))
     if any(key_of(other).replace("\n", "") not in key_of(turns).replace("\n", "") for other in others):
         raise HelperError("two_questions", place=place, names="、".join(present))
     history = messages_of(row.get("history") or [], place)
-    said = messages_of(row.get("system") or row.get("system_prompt"), place, "system")
+    said = [each for name in ("system", "system_prompt") for each in messages_of(row.get(name), place, "system")]
     said += turns if key_of(history) in key_of(turns) else history + turns
     system = "\n".join(dict.fromkeys(turn["content"] for turn in said if turn["role"] == "system" and turn["content"]))
     said = [{"role": "system", "content": system}] * bool(system) + [turn for turn in said if turn["role"] != "system"]
@@ -2134,7 +2134,7 @@ def run_command(config: Config) -> None:
 # 利用者への文です。{ } に値が入ります。
 MESSAGES = {
     "kind": "{name} が {value!r:.80} です。{kind}を指定してください。",
-    "text": "{name} が {value!r:.80} です。改行や壊れた文字のない、空でない文字列を指定してください。",
+    "text": "{name} が {value!r:.80} です。空でなく、壊れた文字（設定では改行も）のない文字列を指定してください。",
     "range": "{name} が {value!r} です。{least:g} 以上 {most:g} 以下の値を指定してください。",
     "loss_type": "loss_type が {value!r} です。{names} から選んでください。",
     "config_file": "設定のファイル {path} を読めません（{reason}）。JSON のファイルのパスを指定してください。",
@@ -2159,7 +2159,7 @@ MESSAGES = {
     "data_hub": "データ {name} を読み込めませんでした（{reason}）。builtin、Hub の名前（split は「名前:split」）、jsonl/json/csv/tsv/parquet のどれかを指定してください。",
     "not_a_row": "{place}が {kind} です。列の名前と値の組（辞書）にしてください。",
     "columns": "{place}の列は {columns} です。DPO には、同じ質問への二つの回答が要ります。列の名前を prompt（質問）、chosen（よい回答）、rejected（よくない回答）の一つずつにしてください。",
-    "not_used": "{place}に {names} があります。画像や音声、道具を使う会話は、学習に使えません。なくても答えられる行なら、その列を除いてください。",
+    "not_used": "{place}に {names} があります。画像や音声、動画、道具を使う会話は、学習に使えません。なくても答えられる行なら、その列を除いてください。",
     "two_questions": "{place}で、質問の列（{names}）や chosen の会話にある質問が、互いに違います。一つにそろえるか、この行を除いてください。",
     "no_question": "{place}の発言が {roles} の順です。質問（user の発言）で終わり、空の発言のない会話にしてください。",
     "different_start": "{place}で、chosen と rejected の会話が、最後の回答より前で違っています。同じ会話への二つの回答にそろえるか、この行を除いてください。",
